@@ -1,0 +1,72 @@
+# Thin: each target is a line or two over `python -m ...`. Variables that are
+# meant to be set: PYTHON (any Python >= 3.12), EXTRAS (of setup.cfg, such as
+# dev,cuda13), TESTS (paths), ARGS (more flags of the program).
+
+VENV := .venv
+CONSTRAINTS := constraints.txt
+EXTRAS := dev
+TESTS :=
+ARGS :=
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed-$(EXTRAS)
+
+# pyenv's own copies come last: its shims refuse versions that are not selected.
+PYTHONS = $(PYTHON) python3.12 python3.13 python3.14 python3 python \
+  $(wildcard $(shell pyenv root 2>/dev/null)/versions/3.1[2-9]*/bin/python3)
+IS_USABLE := import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 12))
+
+.PHONY: help setup train test drill lint format bench figures doctor clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
+
+setup: $(STAMP)  ## install everything into .venv
+
+train: setup  ## train a small DeltaNet on this machine; re-run to resume
+	$(BIN)/python -m experiments.train_lm --config=laptop \
+	  --workdir=runs/laptop $(ARGS)
+
+test: setup  ## run the tests
+	$(BIN)/python -m pytest -n 2 $(TESTS) $(ARGS)
+
+drill: setup  ## run the minutes-long tests: kills and restarts
+	$(BIN)/python -m pytest -m drill $(TESTS) $(ARGS)
+
+lint: setup  ## check style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: setup  ## sort imports and format
+	$(BIN)/ruff check --select I --fix .
+	$(BIN)/ruff format .
+
+bench: setup  ## time the implementations of every op
+	$(BIN)/python -m experiments.benchmark_kernels $(ARGS)
+
+figures: setup  ## draw the figures of results/
+	$(BIN)/python -m experiments.plot_results $(ARGS)
+
+doctor: setup  ## say which implementation of every op runs here, and why
+	$(BIN)/python -m experiments.doctor
+
+clean:  ## remove caches and build output; runs and environments stay
+	rm -rf build *.egg-info .pytest_cache .ruff_cache
+	find pallas_kernels deltanet_jax experiments tests -name __pycache__ \
+	  -prune -exec rm -rf {} +
+
+# The stamp is written last, so that an interrupted set-up is done again.
+$(STAMP): setup.cfg pyproject.toml $(CONSTRAINTS)
+	@$(BIN)/python -c '$(IS_USABLE)' 2>/dev/null \
+	  && $(BIN)/python -m pip --version >/dev/null 2>&1 && exit 0; \
+	for python in $(PYTHONS); do \
+	  if "$$python" -c '$(IS_USABLE)' 2>/dev/null; then \
+	    exec "$$python" -m venv --clear $(VENV); \
+	  fi; \
+	done; \
+	echo 'error: no Python 3.12 or newer with the venv module was found;' \
+	  'install one (apt install python3.12-venv, pyenv install 3.12, or' \
+	  'https://www.python.org/downloads), or name it:' \
+	  'make setup PYTHON=/path/to/python3.12' >&2; exit 1
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	  --constraint $(CONSTRAINTS) --editable '.[$(EXTRAS)]'
+	@touch $@

@@ -1,0 +1,243 @@
+"""A decoder-only language model over any token mixer.
+
+`LanguageModel` is the module; `init`, `apply`, `init_cache` are the same model
+as pure functions of a nested dict of float32 arrays, which is what a trainer
+wants: nothing of NNX runs outside of tracing.
+
+Initial values (standard deviation 0.02 as in the paper's code base):
+
+    parameter                               shape           distribution
+    embedding.embedding                     [vocab, D]      N(0, 0.02^2)
+    blocks.block_i.mixer_norm.scale         [R, D]          1
+    blocks.block_i.mixer.{q,k,v}_proj       [R, D, H K]     N(0, 0.02^2)
+    blocks.block_i.mixer.beta_proj          [R, D, H]       N(0, 0.02^2)
+    blocks.block_i.mixer.gate_proj          [R, D, H K]     N(0, 0.02^2)
+    blocks.block_i.mixer.{q,k,v}_conv       [R, W, H K]     U(-1, 1) / sqrt(W)
+    blocks.block_i.mixer.head_norm.scale    [R, K]          1
+    blocks.block_i.mixer.o_proj             [R, H K, D]     N(0, 0.02^2)
+    blocks.block_i.mlp_norm.scale           [R, D]          1
+    blocks.block_i.mlp.{gate,up}            [R, D, F]       N(0, 0.02^2)
+    blocks.block_i.mlp.down                 [R, F, D]       N(0, 0.02^2)
+    final_norm.scale                        [D]             1
+    output.kernel                           [D, vocab]      N(0, 0.02^2)
+
+Block i of a period of mixers is stacked over the R repeats of the period: layer
+r * len(mixers) + i of the model is row r of `block_i`.
+"""
+
+from collections.abc import Callable
+import functools
+import math
+from typing import Any
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from deltanet_jax import block as block_lib
+from deltanet_jax import config as config_lib
+from deltanet_jax.layers import linear
+from deltanet_jax.layers import norm
+
+Params = dict[str, Any]
+Cache = dict[str, Any]
+
+
+def _stacked_blocks(config, rngs):
+  """Returns the blocks of a period, every parameter with a leading [R]."""
+
+  @nnx.split_rngs(splits=config.num_repeats)
+  @nnx.vmap(in_axes=0, out_axes=0)
+  def build(rngs):
+    return nnx.Dict(
+      {
+        f'block_{i}': block_lib.Block(mixer, config, rngs=rngs)
+        for i, mixer in enumerate(config.mixers)
+      }
+    )
+
+  return build(rngs)
+
+
+def _rematerialize(function: Callable, config: config_lib.ModelConfig):
+  """Wraps a block's pure function with the policy of `config.remat`."""
+  if config.remat == 'none':
+    return function
+  policy = {
+    'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    'full': jax.checkpoint_policies.nothing_saveable,
+  }[config.remat]
+  # A scan of several repeats keeps the forward and the recomputation in two
+  # loops, which XLA cannot merge; one repeat is unrolled and could be merged.
+  prevent_cse = config.num_repeats == 1
+  return jax.checkpoint(function, policy=policy, prevent_cse=prevent_cse)
+
+
+class LanguageModel(nnx.Module):
+  """Embedding, blocks, RMSNorm, output projection."""
+
+  def __init__(self, config: config_lib.ModelConfig, *, rngs: nnx.Rngs):
+    """Builds the model; `rngs` gives the initial parameters."""
+    self.config = config
+    self.embedding = nnx.Embed(
+      config.vocab_size,
+      config.model_width,
+      dtype=jnp.dtype(config.dtype),
+      embedding_init=nnx.initializers.normal(linear.INIT_STDDEV),
+      rngs=rngs,
+    )
+    self.blocks = _stacked_blocks(config, rngs)
+    self.final_norm = norm.RMSNorm(config.model_width, eps=config.norm_eps)
+    if not config.tie_embeddings:
+      self.output = linear.linear(
+        config.model_width, config.vocab_size, dtype=config.dtype, rngs=rngs
+      )
+
+  def init_cache(self, batch: int) -> Cache:
+    """Returns the cache of `batch` rows that have seen no token."""
+    repeats = self.config.num_repeats
+    return {
+      name: jax.tree.map(
+        lambda leaf: jnp.tile(leaf[None], (repeats,) + (1,) * leaf.ndim),
+        block.init_cache(batch),
+      )
+      for name, block in self.blocks.items()
+    }
+
+  def __call__(
+    self,
+    tokens: jax.Array,
+    *,
+    segment_ids: jax.Array | None = None,
+    cache: Cache | None = None,
+  ) -> tuple[jax.Array, Cache | None]:
+    """Predicts the next token at every position.
+
+    Args:
+      tokens: int32 [B, T], in [0, vocab_size).
+      segment_ids: int32 [B, T]: the document of every token, 0 is padding;
+        None: the row's last document goes on.
+      cache: what the rows remember, from `init_cache` or an earlier call;
+        None: they start here.
+
+    Returns:
+      float32 logits [B, T, vocab] and the new cache (None without one).
+    """
+    x = self.embedding(tokens)  # [B, T, D]
+    x, cache = self._run_blocks(x, segment_ids, cache)
+    x = self.final_norm(x)
+    kernel = (
+      self.embedding.embedding[...].T
+      if self.config.tie_embeddings
+      else self.output.kernel[...]
+    )
+    return linear.project_to_float32(x, kernel), cache
+
+  def _run_blocks(self, x, segment_ids, cache):
+    """Scans the repeats of the period over x [B, T, D]."""
+    split = {name: nnx.split(block) for name, block in self.blocks.items()}
+    graphs = {name: graph for name, (graph, _) in split.items()}
+    params = {name: leaves for name, (_, leaves) in split.items()}
+
+    def run_block(graph, params, x, segment_ids, cache):
+      block = nnx.merge(graph, params)
+      return block(x, segment_ids=segment_ids, cache=cache)
+
+    def run_period(x, layer):
+      params, cache = layer
+      new = {}
+      for name, graph in graphs.items():
+        run = _rematerialize(functools.partial(run_block, graph), self.config)
+        past = None if cache is None else cache[name]
+        x, new[name] = run(params[name], x, segment_ids, past)
+      return x, None if cache is None else new
+
+    return jax.lax.scan(run_period, x, (params, cache))
+
+
+def init(config: config_lib.ModelConfig, key: jax.Array) -> Params:
+  """Returns initial parameters: nested dicts of float32 arrays."""
+  model = LanguageModel(config, rngs=nnx.Rngs(key))
+  return nnx.to_pure_dict(nnx.state(model, nnx.Param))
+
+
+def apply(
+  config: config_lib.ModelConfig,
+  params: Params,
+  tokens: jax.Array,
+  *,
+  segment_ids: jax.Array | None = None,
+  cache: Cache | None = None,
+) -> tuple[jax.Array, Cache | None]:
+  """Runs `LanguageModel` on the parameters of `init`.
+
+  Args:
+    config: the configuration `params` were made for.
+    params: nested dict as `init` returns it.
+    tokens: int32 [B, T].
+    segment_ids: see `LanguageModel.__call__`.
+    cache: see `LanguageModel.__call__`.
+
+  Returns:
+    float32 logits [B, T, vocab] and the new cache (None without one).
+
+  Raises:
+    ValueError: shapes or names do not fit, naming the first that differs.
+  """
+  if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
+    raise ValueError(
+      f'tokens must be integers of shape [B, T], got {tokens.dtype} of shape '
+      f'{tuple(tokens.shape)}'
+    )
+  if segment_ids is not None and segment_ids.shape != tokens.shape:
+    raise ValueError(
+      f'segment_ids must have the shape of tokens, {tuple(tokens.shape)}, got '
+      f'{tuple(segment_ids.shape)}'
+    )
+  _check_params(config, params)
+  model = nnx.merge(_graph(config), params)
+  return model(tokens, segment_ids=segment_ids, cache=cache)
+
+
+def init_cache(config: config_lib.ModelConfig, batch: int) -> Cache:
+  """Returns the cache of `batch` rows that have seen no token."""
+  if batch < 1:
+    raise ValueError(f'batch must be at least 1, got {batch}')
+  return _abstract_model(config).init_cache(batch)
+
+
+def count_parameters(config: config_lib.ModelConfig) -> int:
+  """Returns the number of parameters without allocating them."""
+  return sum(math.prod(shape) for shape in _parameter_shapes(config).values())
+
+
+def _abstract_model(config):
+  return nnx.eval_shape(lambda: LanguageModel(config, rngs=nnx.Rngs(0)))
+
+
+@functools.lru_cache(maxsize=64)
+def _graph(config):
+  return nnx.split(_abstract_model(config))[0]
+
+
+def _shapes_by_name(params):
+  return {
+    jax.tree_util.keystr(path, simple=True, separator='.'): leaf.shape
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+  }
+
+
+@functools.lru_cache(maxsize=64)
+def _parameter_shapes(config):
+  params = jax.eval_shape(functools.partial(init, config), jax.random.key(0))
+  return _shapes_by_name(params)
+
+
+def _check_params(config, params):
+  expected, got = _parameter_shapes(config), _shapes_by_name(params)
+  for name in sorted(expected.keys() | got.keys()):
+    if expected.get(name) != got.get(name):
+      raise ValueError(
+        f'params do not fit the configuration: {name} must be '
+        f'{expected.get(name, "absent")}, got {got.get(name, "none")}'
+      )

@@ -1,0 +1,54 @@
+"""Normalisations, computed in float32 and returned in the input's dtype."""
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from deltanet_jax import config as config_lib
+
+_EPS = 1e-6
+
+
+class RMSNorm(nnx.Module):
+  """Root-mean-square normalisation over the last axis.
+
+  y = scale * x / sqrt(mean(x^2) + eps), with a learned `scale` [features].
+  """
+
+  def __init__(self, features: int, *, eps: float = 1e-6):
+    self.eps = eps
+    self.scale = nnx.Param(jnp.ones((features,), jnp.float32))
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Normalises x [..., features]."""
+    y = x.astype(jnp.float32)
+    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
+    scale = self.scale[...].reshape((1,) * (x.ndim - 1) + (-1,))
+    return (y * scale).astype(x.dtype)
+
+
+def l2_normalize(x: jax.Array) -> jax.Array:
+  """Returns x / sqrt(sum(x^2) + 1e-6) over the last axis."""
+  y = x.astype(jnp.float32)
+  squares = jnp.sum(y * y, axis=-1, keepdims=True)
+  return (y * jax.lax.rsqrt(squares + _EPS)).astype(x.dtype)
+
+
+def l1_normalize(x: jax.Array) -> jax.Array:
+  """Returns x / (sum(|x|) + 1e-6) over the last axis."""
+  y = x.astype(jnp.float32)
+  total = jnp.sum(jnp.abs(y), axis=-1, keepdims=True)
+  return (y / (total + _EPS)).astype(x.dtype)
+
+
+def normalize(name: config_lib.QKNorm, x: jax.Array) -> jax.Array:
+  """Applies `l2_normalize` or `l1_normalize` by its name.
+
+  Raises:
+    ValueError: the name is neither `l2` nor `l1`.
+  """
+  if name == 'l2':
+    return l2_normalize(x)
+  if name == 'l1':
+    return l1_normalize(x)
+  raise ValueError(f'qk_norm must be l2 or l1, got {name!r}')

@@ -1,0 +1,105 @@
+"""Short depthwise causal convolution."""
+
+from typing import NamedTuple
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from deltanet_jax import config as config_lib
+from deltanet_jax.layers import segments
+
+
+class ShortConvCache(NamedTuple):
+  """The last W - 1 tokens.
+
+  Attributes:
+    inputs: [B, W - 1, D] in the layer's dtype.
+    segment_ids: int32 [B, W - 1]; 0 before the first token.
+  """
+
+  inputs: jax.Array
+  segment_ids: jax.Array
+
+
+class ShortConv(nnx.Module):
+  """y_t = sum_{j < W} kernel[W - 1 - j] * x_{t-j}, per channel, no bias.
+
+  A tap that would reach into another document, into padding or before the row
+  counts as 0, and so does the output at padding. There is no activation: what
+  follows the convolution is the caller's.
+  """
+
+  def __init__(
+    self,
+    features: int,
+    *,
+    width: int = 4,
+    dtype: config_lib.DType = 'float32',
+    rngs: nnx.Rngs,
+  ):
+    self.features = features
+    self.width = width
+    self.dtype = dtype
+    bound = width**-0.5
+    self.kernel = nnx.Param(
+      jax.random.uniform(
+        rngs.params(), (width, features), jnp.float32, -bound, bound
+      )
+    )
+
+  def init_cache(self, batch: int) -> ShortConvCache:
+    """Returns the cache of a row that has seen no token."""
+    past = (batch, self.width - 1)
+    return ShortConvCache(
+      inputs=jnp.zeros((*past, self.features), jnp.dtype(self.dtype)),
+      segment_ids=jnp.zeros(past, jnp.int32),
+    )
+
+  def __call__(
+    self,
+    x: jax.Array,
+    *,
+    segment_ids: jax.Array | None = None,
+    cache: ShortConvCache | None = None,
+  ) -> tuple[jax.Array, ShortConvCache | None]:
+    """Convolves x [B, T, D]; sums in float32.
+
+    Args:
+      x: [B, T, D].
+      segment_ids: int32 [B, T], 0 is padding; None: the row's last document
+        goes on.
+      cache: the past of the rows; None: they start here.
+
+    Returns:
+      y [B, T, D] in the layer's dtype, and the new cache (None without one).
+    """
+    batch, length, _ = x.shape
+    past = self.init_cache(batch) if cache is None else cache
+    one_document = cache is None and segment_ids is None
+    if segment_ids is None:
+      nothing = jnp.zeros((batch,), jnp.int32)
+      last = segments.last_id(past.segment_ids, nothing)
+      segment_ids = segments.continued_ids(last, length)
+    inputs = jnp.concatenate([past.inputs, x.astype(past.inputs.dtype)], axis=1)
+    ids = jnp.concatenate([past.segment_ids, segment_ids], axis=1)
+    y = self._taps(inputs, None if one_document else ids, length)
+    new = ShortConvCache(inputs[:, length:], ids[:, length:])
+    return y, None if cache is None else new
+
+  def _taps(self, inputs, ids, length):
+    """Sums the taps over inputs [B, W - 1 + T, D]; ids None: one document."""
+    kernel = self.kernel[...]
+    now = self.width - 1
+    runs = None if ids is None else segments.run_numbers(ids)
+
+    def tap(start):
+      window = slice(start, start + length)
+      values = inputs[:, window].astype(jnp.float32) * kernel[None, None, start]
+      if ids is None:
+        return values
+      seen = (ids[:, window] != 0) & (ids[:, now:] != 0)
+      seen &= runs[:, window] == runs[:, now:]
+      return jnp.where(seen[..., None], values, 0)
+
+    return sum(tap(start) for start in range(self.width)).astype(inputs.dtype)

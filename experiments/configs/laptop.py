@@ -1,0 +1,63 @@
+"""Runs that two CPU cores finish, on text that every machine has."""
+
+import deltanet_jax
+from experiments import config as config_lib
+
+
+def laptop() -> config_lib.TrainLMConfig:
+  """A byte model."""
+  return config_lib.TrainLMConfig(
+    model=deltanet_jax.ModelConfig(
+      vocab_size=257,
+      model_width=192,
+      num_layers=4,
+      num_heads=3,
+      mlp_width=512,
+      dtype='float32',
+    ),
+    data=config_lib.DataConfig(sequence_length=512, batch_size=8),
+    optimizer=config_lib.OptimizerConfig(
+      peak_learning_rate=4e-3,
+      initial_learning_rate=0.0,
+      final_learning_rate=4e-5,
+      warmup_steps=50,
+      weight_decay=0.1,
+    ),
+    training=config_lib.TrainingConfig(num_steps=1000),
+    evaluation=config_lib.EvaluationConfig(context_length=1024),
+  )
+
+
+def laptop_long() -> config_lib.TrainLMConfig:
+  """A model of 5.5 M parameters over 4096 byte-pair tokens.
+
+  Its tokenizer is trained first, on the documents that are not held out:
+
+  python -m experiments.train_tokenizer --vocab_size=4096
+  --output=runs/laptop_tokenizer.json
+  python -m experiments.train_lm --config=laptop_long --workdir=runs/laptop_long
+  """
+  return config_lib.TrainLMConfig(
+    model=deltanet_jax.ModelConfig(
+      vocab_size=4096,
+      model_width=256,
+      num_layers=4,
+      num_heads=4,
+      mlp_width=704,
+    ),
+    data=config_lib.DataConfig(
+      tokenizer='runs/laptop_tokenizer.json', sequence_length=512, batch_size=4
+    ),
+    optimizer=config_lib.OptimizerConfig(
+      peak_learning_rate=3e-3,
+      initial_learning_rate=0.0,
+      final_learning_rate=3e-5,
+      warmup_steps=200,
+      weight_decay=0.1,
+    ),
+    training=config_lib.TrainingConfig(num_steps=3400),
+    evaluation=config_lib.EvaluationConfig(
+      every_steps=425, num_tokens=32_768, context_length=1024
+    ),
+    checkpoint=config_lib.CheckpointConfig(every_steps=200),
+  )

@@ -1,0 +1,80 @@
+"""From a data config to an opened token store."""
+
+import os
+import pathlib
+
+from absl import logging
+
+from experiments import config
+from experiments.data import corpus
+from experiments.data import text_files
+from experiments.data import token_store
+from experiments.data import tokenizers
+
+
+def read_documents(data_config: config.DataConfig) -> text_files.Documents:
+  """Returns the documents of `files`, or of the default corpus if empty."""
+  if data_config.files:
+    files = text_files.find_files(data_config.files)
+  else:
+    files = corpus.default_files()
+  return text_files.Documents(
+    files,
+    text_field=data_config.text_field,
+    max_bad_fraction=data_config.max_bad_fraction,
+  )
+
+
+def prepare_store(
+  data_config: config.DataConfig, workdir: str | os.PathLike[str]
+) -> token_store.TokenStore:
+  """Opens the store of the config, or builds it under `workdir`/tokens.
+
+  A store named by `data.store` keeps the held-out split it was written with.
+
+  Raises:
+    ValueError: the store is missing, damaged, of another tokenizer, or
+      `workdir` holds one of other documents.
+  """
+  tokenizer = tokenizers.load_tokenizer(data_config.tokenizer)
+  if data_config.store:
+    store = token_store.TokenStore.open(data_config.store)
+    _check_tokenizer(store, tokenizer)
+  else:
+    store = write_documents(
+      data_config, tokenizer, pathlib.Path(workdir, 'tokens')
+    )
+  logging.info('%s', store.summary())
+  if not store.meta.splits['held_out'].num_documents:
+    logging.warning('No document is held out: nothing can be evaluated')
+  return store
+
+
+def write_documents(
+  data_config: config.DataConfig,
+  tokenizer: tokenizers.Tokenizer,
+  directory: str | os.PathLike[str],
+) -> token_store.TokenStore:
+  """Writes, or reuses, the store of a config's documents; names bad ones."""
+  documents = read_documents(data_config)
+  store = token_store.write_store(
+    directory,
+    documents,
+    tokenizer,
+    held_out_modulus=data_config.held_out_modulus,
+  )
+  for line in documents.first_bad:
+    logging.warning('Skipped %s', line)
+  return store
+
+
+def _check_tokenizer(
+  store: token_store.TokenStore, tokenizer: tokenizers.Tokenizer
+) -> None:
+  if store.meta.tokenizer_fingerprint != tokenizer.fingerprint:
+    raise ValueError(
+      f'the store {store.directory} was written with the tokenizer '
+      f'{store.meta.tokenizer!r} of fingerprint '
+      f'{store.meta.tokenizer_fingerprint}, not with {tokenizer.name!r} of '
+      f'{tokenizer.fingerprint}: set data.tokenizer to that of the store'
+    )

@@ -1,0 +1,46 @@
+"""Trains a language model; the same command resumes an interrupted run.
+
+python -m experiments.train_lm --config=laptop --workdir=runs/laptop
+python -m experiments.train_lm --config=laptop --workdir=DIR --model.num_layers=4
+"""
+
+from absl import app
+from absl import flags
+from absl import logging
+
+from experiments import config as config_lib
+from experiments import config_flags
+from experiments import configs
+from experiments.training import checkpoints
+from experiments.training import loop
+from experiments.training import workdir as workdir_lib
+
+_CONFIG = flags.DEFINE_enum(
+  'config', 'laptop', list(configs.TRAIN_LM), 'Named configuration.'
+)
+_WORKDIR = flags.DEFINE_string(
+  'workdir', None, 'Directory of the run.', required=True
+)
+
+
+def main(argv: list[str]) -> None:
+  """Runs the configuration with the flags put in."""
+  if len(argv) > 1:
+    raise app.UsageError(f'flags only, got the arguments {argv[1:]}')
+  logging.set_verbosity(logging.INFO)
+  try:
+    config = config_flags.override(configs.TRAIN_LM[_CONFIG.value]())
+    print(loop.train(config, _WORKDIR.value))
+  except (
+    ValueError,
+    checkpoints.CheckpointsDamagedError,
+    checkpoints.SaveFailedError,
+    loop.TrainingStoppedError,
+    workdir_lib.WorkdirBusyError,
+  ) as error:
+    raise SystemExit(f'error: {error}') from error
+
+
+if __name__ == '__main__':
+  config_flags.define_flags(config_lib.TrainLMConfig)
+  app.run(main)

@@ -1,0 +1,123 @@
+"""The files of a run's checkpoints: names, publishing, checking, deleting.
+
+A directory of checkpoints holds
+
+    <step>/          a checkpoint: orbax's files and the seal CHECKSUMS.json
+    <step>.writing*  a save under way, or the leftover of a killed one
+    <step>.deleting  a checkpoint on its way out
+    <step>.damaged   one that failed its check; kept for a person to look at
+
+The one rename of `<step>.writing` to `<step>`, after the seal, publishes a
+checkpoint: whatever is killed at whatever moment, `<step>` is whole. A `<step>`
+without a seal is therefore damage, too.
+"""
+
+from collections.abc import Iterable
+import itertools
+import os
+import pathlib
+import shutil
+
+from absl import logging
+
+from experiments import config as config_lib
+from experiments.training import seals
+
+_LEFTOVERS = ('*.writing*', '*.deleting')
+
+
+class StepDirectories:
+  """The steps below one directory; reads and renames, knows no arrays."""
+
+  def __init__(self, root: str | os.PathLike):
+    self.root = pathlib.Path(root).absolute()
+
+  def path(self, step: int) -> pathlib.Path:
+    """Returns where the checkpoint of a step is published."""
+    return self.root / str(step)
+
+  def writing_path(self, step: int) -> pathlib.Path:
+    """Returns where the checkpoint of a step is written."""
+    return self.root / f'{step}.writing'
+
+  def steps(self) -> list[int]:
+    """Returns the steps of the published checkpoints, newest first."""
+    if not self.root.is_dir():
+      return []
+    names = [path.name for path in self.root.iterdir() if path.is_dir()]
+    return sorted((int(n) for n in names if _is_step(n)), reverse=True)
+
+  def names_kept_aside(self) -> list[str]:
+    """Returns the names of the damaged checkpoints that were moved aside."""
+    return sorted(path.name for path in self.root.glob('*.damaged*'))
+
+  def damage(self, step: int) -> str | None:
+    """Returns what is wrong with a published checkpoint, or None."""
+    return seals.damage(self.path(step))
+
+  def remove_leftovers(self) -> None:
+    """Creates the directory or frees it of what a killed run left.
+
+    Raises:
+      OSError: the directory cannot be created or changed.
+    """
+    self.root.mkdir(parents=True, exist_ok=True)
+    for pattern in _LEFTOVERS:
+      for path in self.root.glob(pattern):
+        shutil.rmtree(path)
+
+  def move_aside(self, steps: Iterable[int]) -> None:
+    """Renames damaged checkpoints to the first free `<step>.damaged<n>`.
+
+    Raises:
+      OSError: a directory cannot be renamed.
+    """
+    for step in steps:
+      names = (f'{step}.damaged{n or ""}' for n in itertools.count())
+      free = (self.root / n for n in names if not (self.root / n).exists())
+      if self.path(step).is_dir():
+        os.rename(self.path(step), next(free))
+
+  def publish(self, step: int) -> None:
+    """Seals what was written for a step and makes it a checkpoint.
+
+    Raises:
+      OSError: a file cannot be written or renamed; nothing is published.
+    """
+    seals.seal(self.writing_path(step))
+    os.rename(self.writing_path(step), self.path(step))
+    seals.flush_directory(self.root)
+
+  def discard(self, step: int) -> None:
+    """Frees the space of a failed save, as far as that is possible."""
+    for path in self.root.glob(f'{step}.writing*'):
+      shutil.rmtree(path, ignore_errors=True)
+
+  def delete_old(self, config: config_lib.CheckpointConfig) -> None:
+    """Deletes what the configuration does not keep.
+
+    One whose files are missing or of another size is neither counted among
+    those kept nor deleted. A failure is one warning.
+    """
+    whole = [
+      step
+      for step in self.steps()
+      if seals.damage(self.path(step), read_contents=False) is None
+    ]
+    every = config.keep_every_steps
+    for step in whole[config.keep_latest :]:
+      if not every or step % every:
+        self._delete(step)
+
+  def _delete(self, step: int) -> None:
+    # A reader sees a whole checkpoint or none, never one half deleted.
+    leaving = self.root / f'{step}.deleting'
+    try:
+      os.rename(self.path(step), leaving)
+      shutil.rmtree(leaving)
+    except OSError as error:
+      logging.warning('deleting checkpoint %d failed: %s', step, error)
+
+
+def _is_step(name: str) -> bool:
+  return name.isascii() and name.isdigit() and str(int(name)) == name

@@ -1,0 +1,1 @@
+"""The delta rule: a linear recurrence whose write erases the old value."""

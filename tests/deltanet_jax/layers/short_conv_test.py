@@ -1,0 +1,87 @@
+"""The short convolution against a loop, packed and in pieces."""
+
+import functools
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from deltanet_jax.layers import short_conv
+
+X = np.random.default_rng(0).normal(size=(2, 9, 3)).astype(np.float32)
+IDS = np.array(
+  [[1, 1, 2, 1, 1, 1, 1, 0, 0], [0, 4, 4, 0, 4, 4, 5, 5, 5]], np.int32
+)
+
+
+def _conv(width):
+  return short_conv.ShortConv(3, width=width, rngs=nnx.Rngs(0))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _run_pure(graph, params, x, segment_ids, cache):
+  conv = nnx.merge(graph, params)
+  return conv(x, segment_ids=segment_ids, cache=cache)
+
+
+def _run(conv, x, segment_ids=None, cache=None):
+  return _run_pure(*nnx.split(conv), x, segment_ids, cache)
+
+
+def _expected(kernel, x, ids):
+  """Loops back from every token until its document ends."""
+  width, y = kernel.shape[0], np.zeros(x.shape)
+  for b, t in np.ndindex(x.shape[:2]):
+    for back in range(min(width, t + 1)):
+      source = t - back
+      between = ids[b, source : t + 1]
+      if set(between[between != 0]) != {ids[b, t]}:
+        break
+      if ids[b, t] and ids[b, source]:
+        y[b, t] += kernel[width - 1 - back] * x[b, source]
+  return y
+
+
+@pytest.mark.parametrize('width', [1, 2, 4])
+@pytest.mark.parametrize('ids', [None, IDS], ids=['one', 'packed'])
+def test_equals_a_loop(width, ids):
+  conv = _conv(width)
+  y, cache = _run(conv, X, ids)
+  ones = np.ones(X.shape[:2], np.int32)
+  kernel = np.asarray(conv.kernel[...], np.float64)
+  expected = _expected(kernel, X, ones if ids is None else ids)
+  np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)
+  assert cache is None
+
+
+@pytest.mark.parametrize('width', [1, 2, 4])
+@pytest.mark.parametrize('ids', [None, IDS], ids=['one', 'packed'])
+@pytest.mark.parametrize('lengths', [(1, 8), (1,) * 9, (8, 1)])
+def test_pieces_equal_the_whole(width, ids, lengths):
+  conv = _conv(width)
+  whole, _ = _run(conv, X, ids)
+  cache, start, pieces = conv.init_cache(2), 0, []
+  for length in lengths:
+    piece = slice(start, start + length)
+    part = None if ids is None else ids[:, piece]
+    y, cache = _run(conv, X[:, piece], part, cache)
+    pieces.append(y)
+    start += length
+  np.testing.assert_allclose(np.concatenate(pieces, 1), whole, atol=1e-6)
+
+
+def test_document_of_the_cache_goes_on_without_ids():
+  conv = _conv(3)
+  ids = np.full((2, 9), 6, np.int32)
+  _, cache = conv(X[:, :4], segment_ids=ids[:, :4], cache=conv.init_cache(2))
+  y, cache = conv(X[:, 4:], cache=cache)
+  np.testing.assert_allclose(y, conv(X)[0][:, 4:], atol=1e-6)
+  np.testing.assert_array_equal(cache.segment_ids, ids[:, :2])
+
+
+def test_bfloat16():
+  conv = short_conv.ShortConv(3, dtype='bfloat16', rngs=nnx.Rngs(0))
+  y, _ = conv(jnp.asarray(X))
+  assert y.dtype == jnp.bfloat16

@@ -1,0 +1,46 @@
+import importlib.metadata
+import subprocess
+
+import jax
+import pytest
+
+from experiments import environment
+
+
+def test_versions_tell_what_is_missing(monkeypatch):
+  monkeypatch.setattr(environment, 'PACKAGES', ('jax', 'no-such-package'))
+  versions = environment.versions()
+  assert versions['jax'] == importlib.metadata.version('jax')
+  assert versions['no-such-package'] == 'not installed'
+
+
+def _fake_git(monkeypatch, answers):
+  def run(command, **unused_options):
+    answer = answers[command[3]]
+    if isinstance(answer, Exception):
+      raise answer
+    return subprocess.CompletedProcess(command, 0, stdout=answer)
+
+  monkeypatch.setattr(subprocess, 'run', run)
+
+
+@pytest.mark.parametrize(
+  ('status', 'expected'), [('', 'abc'), (' M setup.cfg\n', 'abc-modified')]
+)
+def test_commit_says_whether_files_differ(monkeypatch, status, expected):
+  _fake_git(monkeypatch, {'rev-parse': 'abc\n', 'status': status})
+  assert environment.commit() == expected
+
+
+@pytest.mark.parametrize(
+  'error',
+  [FileNotFoundError('git'), subprocess.CalledProcessError(128, 'git')],
+)
+def test_commit_is_unknown_without_git(monkeypatch, error):
+  _fake_git(monkeypatch, {'rev-parse': error})
+  assert environment.commit() == 'unknown'
+
+
+def test_devices_counts_each_kind():
+  count = len(jax.devices())
+  assert environment.devices() == f'{count} x {jax.devices()[0].device_kind}'
