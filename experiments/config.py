@@ -47,8 +47,7 @@ class DataConfig:
       _require(value >= 1, f'data.{name} must be at least 1, got {value}')
     _require(
       0 <= self.max_bad_fraction <= 1,
-      'data.max_bad_fraction must lie in [0, 1], got '
-      f'{self.max_bad_fraction}',
+      f'data.max_bad_fraction must lie in [0, 1], got {self.max_bad_fraction}',
     )
     _require(
       not (self.store and self.files),
@@ -225,8 +224,7 @@ def to_dict(config: Any) -> dict[str, Any]:
   def plain(value):
     if dataclasses.is_dataclass(value):
       return {
-        f.name: plain(getattr(value, f.name))
-        for f in dataclasses.fields(value)
+        f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)
       }
     if isinstance(value, tuple):
       return [plain(v) for v in value]

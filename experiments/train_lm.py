@@ -1,7 +1,7 @@
 """Trains a language model; the same command resumes an interrupted run.
 
 python -m experiments.train_lm --config=laptop --workdir=runs/laptop
-python -m experiments.train_lm --config=laptop --workdir=DIR --model.num_layers=4
+python -m experiments.train_lm --config=laptop --workdir=DIR --model.head_dim=64
 """
 
 from absl import app
@@ -32,6 +32,8 @@ def main(argv: list[str]) -> None:
     config = config_flags.override(configs.TRAIN_LM[_CONFIG.value]())
     print(loop.train(config, _WORKDIR.value))
   except (
+    ImportError,
+    OSError,
     ValueError,
     checkpoints.CheckpointsDamagedError,
     checkpoints.SaveFailedError,

@@ -114,7 +114,10 @@ def make_problem(
     rng.standard_normal(shapes['initial_state']),
   )
   arrays = {n: _round(a, _dtype_of(n, spec.dtype)) for n, a in arrays.items()}
-  rounded = (_round(cotangents[0], spec.dtype), _round(cotangents[1], 'float32'))
+  rounded = (
+    _round(cotangents[0], spec.dtype),
+    _round(cotangents[1], 'float32'),
+  )
   ids = segments(segment_name, spec.B, spec.T)
   return Problem(arrays, ids, rounded, spec.dtype)
 

@@ -186,7 +186,8 @@ def _run(config, workdir, store, identity, stop) -> train_step.State | None:
     for step in range(start, last + 1):
       stopping = bool(stop)  # Read once: the signal may come at any moment.
       if stopping or _is_due(step, config.checkpoint.every_steps, last):
-        log.flush()  # No step is in a checkpoint whose row is not written.
+        log.flush()  # No step is in a checkpoint whose row is not on disk.
+        metrics.sync()
         checkpoints.save(step, state, identity | {'data_position': step})
       if stopping:
         checkpoints.wait()
@@ -234,5 +235,5 @@ def train(config: config_lib.TrainLMConfig, root: str) -> str:
     state = _run(config, workdir, store, identity, stop)
     if state is None:
       return 'interrupted'
-    report = report_lib.write(config, state['params'], store, workdir)
+    report = report_lib.write(config, state['params'], store, workdir, identity)
     return report_lib.describe(report, workdir)

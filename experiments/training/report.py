@@ -63,8 +63,13 @@ def write(
   params: Any,
   store: token_store.TokenStore,
   workdir: workdir_lib.Workdir,
+  identity: dict[str, Any],
 ) -> dict[str, Any]:
-  """Writes samples.txt, loss.png and, last, report.json; returns the report."""
+  """Writes samples.txt, loss.png and, last, report.json; returns the report.
+
+  The report carries `WARNED_PARTS` of the identity: where and by what the run
+  was finished.
+  """
   tokenizer = tokenizers.load_tokenizer(config.data.tokenizer)
   baselines = _baselines(store, tokenizer)
   sample = _sample(config, params, tokenizer)
@@ -81,6 +86,7 @@ def write(
     'parameters': deltanet_jax.count_parameters(config.model),
     **_totals(rows),
     'sample': sample,
+    **{part: identity[part] for part in workdir_lib.WARNED_PARTS},
   }
   atomic_file.replace(workdir.report, json.dumps(report, indent=2) + '\n')
   return report

@@ -96,8 +96,16 @@ def delta_rule(
   recurrence neither grows nor oscillates without bound while
   0 <= beta_t |k_t|^2 <= 2.
 
-  Sums are taken in float32. Differentiable in every array argument and through
-  both results; cotangents have the dtype of their primal.
+  Sums are taken in float32. `xla` in float32 rounds the products of keys before
+  it solves with them, which adds up over a chunk. In its default chunks every
+  result is within twice the rms error of `recurrent` plus 2 ulp, except
+    where keys are nearly parallel (cosine about 0.9 or more) and beta is near
+    2: up to 6 times the error of `recurrent`, below 1e-5 of the result (in
+    chunks of 64: up to 11 times and 1.3e-5), and
+    for K = 1, where the gradient of the initial state cancels (1.2e-5).
+
+  Differentiable in every array argument and through both results; cotangents
+  have the dtype of their primal.
 
   Args:
     q: queries [B, T, H, K], float32 or bfloat16, T >= 1.

@@ -90,6 +90,7 @@ SPECS = (
   _spec('ragged', 2, 75, 2, 2, 16, 24, 'float32', 'ci'),
   _spec('grouped', 2, 50, 2, 6, 16, 16, 'float32', 'ci'),
   _spec('one_dim', 1, 40, 1, 2, 1, 1, 'float32', 'ci'),
+  _spec('narrow', 1, 40, 1, 2, 4, 1, 'float32', 'ci'),
   _spec('head_64', 1, 100, 1, 1, 64, 64, 'float32', 'ci'),
   _spec('head_128', 1, 130, 1, 1, 128, 128, 'float32', 'ci'),
   _spec('cpu_64', 1, 2048, 4, 4, 64, 64, 'float32', 'cpu'),

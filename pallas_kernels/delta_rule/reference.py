@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 
 def delta_rule_step(q, k, v, beta, g, *, state, scale):
-  """Advances the state [B, HV, K, V] by one token; see `api.delta_rule_step`."""
+  """Advances the state [B, HV, K, V] by a token; see `api.delta_rule_step`."""
   dtype = state.dtype
   group = v.shape[1] // q.shape[1]
   q, k = (jnp.repeat(x.astype(dtype), group, axis=1) for x in (q, k))
@@ -32,6 +32,10 @@ def delta_rule(
     state, last_id = carry  # [B, HV, K, V], [B]
     segment_id, inputs = token
     valid = segment_id != 0
+    # Zeros, or a NaN at padding would reach the gradients of the other tokens.
+    inputs = jax.tree.map(
+      lambda x: jnp.where(valid.reshape(-1, *(1,) * (x.ndim - 1)), x, 0), inputs
+    )
     reset = valid & (last_id != 0) & (segment_id != last_id)
     entering = jnp.where(reset[:, None, None, None], 0, state)
     o, new = delta_rule_step(*inputs, state=entering, scale=scale)

@@ -32,9 +32,7 @@ def _diagonal_blocks(matrix, block):
   """Returns the diagonal blocks [..., N, block, block] of [..., C, C]."""
   n = matrix.shape[-1] // block
   blocks = matrix.reshape(*matrix.shape[:-2], n, block, n, block)
-  return jnp.moveaxis(
-    jnp.diagonal(blocks, axis1=-4, axis2=-2), -1, -3
-  )
+  return jnp.moveaxis(jnp.diagonal(blocks, axis1=-4, axis2=-2), -1, -3)
 
 
 def unit_lower_inverse(lower: jax.Array) -> jax.Array:

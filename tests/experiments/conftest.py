@@ -1,6 +1,7 @@
 """One finished tiny run, shared by the tests that look at what it left."""
 
 import dataclasses
+import os
 import pathlib
 import subprocess
 
@@ -21,7 +22,12 @@ class FinishedRun:
 @pytest.fixture(scope='session')
 def compilation_cache(tmp_path_factory) -> pathlib.Path:
   """A directory that every tiny run, in this process or not, compiles to."""
-  return tmp_path_factory.mktemp('compilation_cache')
+  given = os.environ.get('JAX_COMPILATION_CACHE_DIR')
+  return (
+    pathlib.Path(given)
+    if given
+    else tmp_path_factory.mktemp('compilation_cache')
+  )
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """A training run of seconds, as a config and as a command."""
 
 import dataclasses
+import json
 import os
 import pathlib
 import random
@@ -9,6 +10,8 @@ import sys
 
 import deltanet_jax
 from experiments import config as config_lib
+from experiments import environment as environment_lib
+from experiments.training import metrics as metrics_lib
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 NUM_STEPS = 60
@@ -78,9 +81,7 @@ def program(name: str) -> list[str]:
   return [sys.executable, '-m', f'experiments.{name}']
 
 
-def command(
-  base: config_lib.TrainLMConfig, workdir: pathlib.Path
-) -> list[str]:
+def command(base: config_lib.TrainLMConfig, workdir: pathlib.Path) -> list[str]:
   """Returns the command that trains the config, every field spelled out."""
   return [
     *program('train_lm'),
@@ -113,12 +114,80 @@ def start(
 
 
 def finish(process: subprocess.Popen) -> subprocess.CompletedProcess:
-  """Waits for a program, at most two minutes; returns what it printed."""
+  """Waits for a program, at most five minutes; returns what it printed."""
   with process:
     try:
-      output, errors = process.communicate(timeout=120)
+      output, errors = process.communicate(timeout=300)
     finally:
       process.kill()
   return subprocess.CompletedProcess(
     process.args, process.returncode, output, errors
   )
+
+
+class Killed(BaseException):
+  """Ends a run where it stands, as a kill does."""
+
+
+def rows_of(root):
+  """Returns the rows of a run without their times, which differ."""
+  rows = metrics_lib.read_rows(root / 'metrics.jsonl')
+  return [
+    {name: value for name, value in row.items() if name != 'seconds'}
+    for row in rows
+  ]
+
+
+def assert_same_rows(root, finished_run):
+  """Every row is there once and equals, bit for bit, the undisturbed one."""
+
+  def by_step(rows):
+    return sorted(rows, key=lambda row: (row['step'], row['kind']))
+
+  rows = rows_of(root)
+  assert by_step(rows) == by_step(rows_of(finished_run.root))
+  train = [row['step'] for row in rows if row['kind'] == 'train']
+  assert train == list(range(1, NUM_STEPS + 1))
+  evaluated = [row['step'] for row in rows if row['kind'] == 'eval']
+  assert evaluated == list(EVALUATION_STEPS)
+
+
+def contents(root):
+  """Returns the bytes of every file of a run but its lock."""
+  return {
+    path: path.read_bytes()
+    for path in root.rglob('*')
+    if path.is_file() and path.name != '.lock'
+  }
+
+
+def saved_steps(root):
+  """Returns the steps of the checkpoints of a run."""
+  names = [path.name for path in (root / 'checkpoints').iterdir()]
+  return sorted(int(name) for name in names)
+
+
+def before(monkeypatch, owner, name, action):
+  """Calls `action` with the arguments of a function before it runs."""
+  function = getattr(owner, name)
+
+  def wrapped(*args, **kwargs):
+    action(*args, **kwargs)
+    return function(*args, **kwargs)
+
+  monkeypatch.setattr(owner, name, wrapped)
+
+
+def record(name: str, counts: dict[str, int]) -> None:
+  """Appends counts to results/, if the environment says RECORD_DRILLS."""
+  if not os.environ.get('RECORD_DRILLS'):
+    return
+  row = counts | {
+    'commit': environment_lib.commit(),
+    'device': environment_lib.devices(),
+    'versions': environment_lib.versions(),
+  }
+  path = ROOT / 'results' / f'{name}.jsonl'
+  path.parent.mkdir(exist_ok=True)
+  with path.open('a') as file:
+    file.write(json.dumps(row) + '\n')

@@ -13,8 +13,7 @@ def test_a_run_ends_with_what_it_achieved(finished_run):
   assert re.fullmatch(r'held-out bits/byte \d\.\d{3}', bits)
   number = r'\d\.\d{3}'
   assert re.fullmatch(
-    'on the same bytes: '
-    f'order-2 n-gram {number}, zlib {number}, xz {number}',
+    f'on the same bytes: order-2 n-gram {number}, zlib {number}, xz {number}',
     baselines,
   )
   assert 'sample:\ndef ' in finished_run.result.stdout

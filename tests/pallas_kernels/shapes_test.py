@@ -20,9 +20,7 @@ def test_another_number_of_axes_is_refused():
 
 
 def test_another_size_is_refused_and_says_where_it_came_from():
-  message = (
-    'axis T of k must be 3 as in q, got 4 (shape (2, 4), axes [B, T])'
-  )
+  message = 'axis T of k must be 3 as in q, got 4 (shape (2, 4), axes [B, T])'
   with pytest.raises(ValueError, match=re.escape(message)):
     shapes.check_shapes(
       q=(np.zeros((2, 3)), 'B T'), k=(np.zeros((2, 4)), 'B T')

@@ -6,7 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-
 from pallas_kernels import delta_rule
 from pallas_kernels import delta_rule_step
 from pallas_kernels import dispatch
@@ -165,9 +164,7 @@ def test_steps_are_the_op_token_by_token(gate_shape, scale, normalize_qk):
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 @pytest.mark.parametrize('implementation', ['recurrent', 'xla'])
 def test_a_step_is_a_sequence_of_one(implementation, dtype):
-  arguments = {
-    n: a[:, :1].astype(dtype) for n, a in _arguments().items()
-  }
+  arguments = {n: a[:, :1].astype(dtype) for n, a in _arguments().items()}
   rng = np.random.default_rng(1)
   state = jnp.asarray(rng.standard_normal(STATE), jnp.float32)
   o, final = delta_rule(

@@ -38,9 +38,7 @@ def _loss(arguments, segment_ids=None, *, implementation):
 @functools.cache
 def _run(implementation):
   return jax.jit(
-    functools.partial(
-      delta_rule, chunk_size=16, implementation=implementation
-    )
+    functools.partial(delta_rule, chunk_size=16, implementation=implementation)
   )
 
 
@@ -76,9 +74,10 @@ def test_the_future_changes_no_bit_of_the_past(implementation, dtype):
   o, _ = _run(implementation)(**before)
   for start in (1, 7, 16, 17, 48, 69):
     changed = {
-      n: a.at[:, start:].set(100 * other[n][:, start:])
+      n: a.at[:, start:].set(other[n][:, start:])
       for n, a in _part(before, 0, None).items()
     }
+    changed['v'] = changed['v'].at[:, start:].multiply(100)
     state = {NAMES[-1]: before[NAMES[-1]]}
     o_changed, _ = _run(implementation)(**changed, **state)
     np.testing.assert_array_equal(o[:, :start], o_changed[:, :start])
@@ -90,9 +89,7 @@ def test_the_past_has_no_gradient_to_the_future(implementation):
   arguments = _arguments()
 
   def first_outputs(arguments):
-    o, _ = delta_rule(
-      **arguments, chunk_size=16, implementation=implementation
-    )
+    o, _ = delta_rule(**arguments, chunk_size=16, implementation=implementation)
     return jnp.sum(o[:, :23])
 
   gradients = jax.jit(jax.grad(first_outputs))(arguments)
@@ -102,7 +99,7 @@ def test_the_past_has_no_gradient_to_the_future(implementation):
 
 
 @for_each
-@pytest.mark.parametrize('split', [1, 16, 23, 40, 69])
+@pytest.mark.parametrize('split', [1, 16, 55])
 def test_the_state_carries_a_split_sequence(implementation, split):
   arguments = _arguments()
   run = _run(implementation)
@@ -116,8 +113,8 @@ def test_the_state_carries_a_split_sequence(implementation, split):
 @for_each
 def test_segments_are_separate_runs(implementation):
   arguments = _arguments()
-  lengths, run = (20, 1, 16, 33), _run(implementation)
-  ids = jnp.repeat(jnp.arange(1, 5, dtype=jnp.int32), jnp.array(lengths))
+  lengths, run = (20, 1, 49), _run(implementation)
+  ids = jnp.repeat(jnp.arange(1, 4, dtype=jnp.int32), jnp.array(lengths))
   o, final = run(**arguments, segment_ids=jnp.stack([ids, ids]))
   outputs, start, state = [], 0, arguments[NAMES[-1]]
   for length in lengths:
@@ -231,9 +228,7 @@ def test_scale(implementation, scale):
   arguments = _arguments()
   problem = testing.make_problem(SPEC)
   expected = testing.token_recurrence(problem.arguments, scale=scale)
-  actual = delta_rule(
-    **arguments, scale=scale, implementation=implementation
-  )
+  actual = delta_rule(**arguments, scale=scale, implementation=implementation)
   _assert_close(actual, expected)
 
 
@@ -248,8 +243,6 @@ def test_normalize_qk_is_normalizing_first(implementation):
     expected[name] = jnp.float32(x / norm)
   actual = _run(implementation)
   _assert_close(
-    delta_rule(
-      **arguments, normalize_qk=True, implementation=implementation
-    ),
+    delta_rule(**arguments, normalize_qk=True, implementation=implementation),
     actual(**expected),
   )
