@@ -47,19 +47,19 @@ def time_alternately(
 ) -> dict[str, list[float]]:
   """Returns the seconds of each call, the functions taking turns.
 
-  Taking turns, all of them meet the same state of the machine. One call of
-  each, not counted, comes first.
+  Taking turns, all of them meet the same state of the machine. In each turn a
+  call that is not counted comes first: the caches and the pages of memory are
+  then its own and not those of the function before.
 
   Raises:
     ValueError: `repeats` is below 1.
   """
   if repeats < 1:
     raise ValueError(f'repeats must be at least 1, got {repeats}')
-  for function in functions.values():
-    jax.block_until_ready(function())
   seconds: dict[str, list[float]] = {name: [] for name in functions}
   for _ in range(repeats):
     for name, function in functions.items():
+      jax.block_until_ready(function())
       start = time.perf_counter()
       jax.block_until_ready(function())
       seconds[name].append(time.perf_counter() - start)

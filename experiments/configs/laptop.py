@@ -8,6 +8,9 @@ def laptop() -> config_lib.TrainLMConfig:
   """A byte model of 0.9 M parameters, 3.8 M tokens: `make train`.
 
   python -m experiments.train_lm --config=laptop --workdir=runs/laptop
+
+  Nine minutes on two CPU cores; 1.92 held-out bits per byte
+  (results/laptop.json).
   """
   return config_lib.TrainLMConfig(
     model=deltanet_jax.ModelConfig(
@@ -41,6 +44,9 @@ def laptop_long() -> config_lib.TrainLMConfig:
   python -m experiments.train_tokenizer --vocab_size=4096
   --output=runs/laptop_tokenizer.json
   python -m experiments.train_lm --config=laptop_long --workdir=runs/laptop_long
+
+  An hour on two CPU cores; 1.41 held-out bits per byte
+  (results/laptop_long.json).
   """
   return config_lib.TrainLMConfig(
     model=deltanet_jax.ModelConfig(

@@ -164,7 +164,7 @@ def contents(root):
 def saved_steps(root):
   """Returns the steps of the checkpoints of a run."""
   names = [path.name for path in (root / 'checkpoints').iterdir()]
-  return sorted(int(name) for name in names)
+  return sorted(int(name) for name in names if name.isdigit())
 
 
 def before(monkeypatch, owner, name, action):
