@@ -44,7 +44,8 @@ BEYOND_THE_LIMITS = pytest.param(
   'xla',
   'one_dim',
   'float32',
-  marks=pytest.mark.xfail(strict=True, reason='K = 1 cancels in float32'),
+  # 1.2e-5 against a limit of 1e-5; which side of it, the processor decides.
+  marks=pytest.mark.xfail(strict=False, reason='K = 1 cancels in float32'),
 )
 
 
