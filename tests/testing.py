@@ -11,7 +11,6 @@ from pallas_kernels import delta_rule
 from pallas_kernels.delta_rule import arg_specs
 
 DIFFERENTIABLE = ('q', 'k', 'v', 'beta', 'initial_state')
-RESULTS = ('o', 'final_state', *(f'd{name}' for name in DIFFERENTIABLE))
 
 # Greatest rms(difference) / rms(reference).
 _LIMIT_FLOAT32 = 1e-5
@@ -23,6 +22,7 @@ _LIMITS_16_BIT = {
   'dv': 0.008,
   'dinitial_state': 0.008,
   'dbeta': 0.02,
+  'dg': 0.02,
 }
 
 # name: (cosine between keys or None, greatest beta, beta near its greatest)
@@ -38,13 +38,24 @@ KINDS = {
 }
 
 
+# name: what the log-decays are; `mixed` has 0, -20, -1e-3 and others side by
+# side.
+DECAYS = ('random', 'zero', 'closed', 'mixed')
+GATES = (None, *(f'{axes}_{d}' for axes in ('head', 'channel') for d in DECAYS))
+
+
 class Problem(NamedTuple):
   """Numpy float64 arguments, rounded to the dtype of the call."""
 
-  arguments: dict[str, np.ndarray]  # q k v beta initial_state
+  arguments: dict[str, np.ndarray]  # q k v beta (g) initial_state
   segment_ids: np.ndarray | None
   cotangents: tuple[np.ndarray, np.ndarray]  # of o and final_state
   dtype: str
+
+  @property
+  def results(self) -> tuple[str, ...]:
+    """Names of the values and of every gradient."""
+    return ('o', 'final_state', *(f'd{name}' for name in self.arguments))
 
 
 def _runs(length: int, runs) -> np.ndarray:
@@ -98,8 +109,21 @@ def keys_with_cosine(rng, shape, cosine) -> np.ndarray:
   return keys / np.linalg.norm(keys, axis=-1, keepdims=True)
 
 
+def decays(rng, shape, name: str) -> np.ndarray:
+  """Returns log-decays of a shape [B, T, ...] by name (see DECAYS)."""
+  g = -np.exp(rng.standard_normal(shape) - 2)
+  if name == 'mixed':
+    kinds = rng.integers(0, 4, shape)
+    g = np.choose(kinds, [g, np.zeros(shape), np.full(shape, -20.0), 1e-2 * g])
+  return {'zero': np.zeros(shape), 'closed': np.full(shape, -20.0)}.get(name, g)
+
+
 def make_problem(
-  spec: arg_specs.ArgSpec, kind='random', segment_name='none', seed=0
+  spec: arg_specs.ArgSpec,
+  kind='random',
+  segment_name='none',
+  seed=0,
+  gate: str | None = None,
 ) -> Problem:
   """Returns inputs of a kind, with a state to start from and cotangents."""
   cosine, most, near = KINDS[kind]
@@ -113,6 +137,11 @@ def make_problem(
     rng.standard_normal(shapes['v']),
     rng.standard_normal(shapes['initial_state']),
   )
+  if gate is not None:
+    axes, name = gate.split('_')
+    shape = (*shapes['beta'], *((spec.K,) if axes == 'channel' else ()))
+    state = arrays.pop('initial_state')
+    arrays |= {'g': decays(rng, shape, name), 'initial_state': state}
   arrays = {n: _round(a, _dtype_of(n, spec.dtype)) for n, a in arrays.items()}
   rounded = (
     _round(cotangents[0], spec.dtype),
@@ -123,8 +152,9 @@ def make_problem(
 
 
 def _dtype_of(name: str, dtype: str):
-  is_state = name == 'initial_state' and dtype != 'float64'
-  return 'float32' if is_state else dtype
+  # A log-decay in 16 bits would be another decay: gates stay in float32.
+  is_wide = name in ('initial_state', 'g') and dtype != 'float64'
+  return 'float32' if is_wide else dtype
 
 
 def _round(array, dtype) -> np.ndarray:
@@ -132,13 +162,14 @@ def _round(array, dtype) -> np.ndarray:
 
 
 def token_recurrence(
-  arguments, *, scale=None, g=None, segment_ids=None
+  arguments, *, scale=None, segment_ids=None
 ) -> tuple[np.ndarray, np.ndarray]:
   """Returns o and the final state, token by token in numpy float64.
 
   Written from the equation alone, with none of the package's code.
   """
   q, k, v, beta, first = (arguments[n] for n in DIFFERENTIABLE)
+  g = arguments.get('g')
   batch, length, heads, key_dim = q.shape
   scale = key_dim**-0.5 if scale is None else scale
   o, final = np.zeros(v.shape), first.copy()
@@ -161,7 +192,7 @@ def token_recurrence(
 
 
 def as_arrays(problem: Problem, dtype: str) -> list[jax.Array]:
-  """Returns q, k, v, beta, initial_state in the dtype of a call."""
+  """Returns q, k, v, beta, (g,) initial_state in the dtype of a call."""
   return [
     jnp.asarray(a, jnp.dtype(_dtype_of(name, dtype)))
     for name, a in problem.arguments.items()
@@ -173,20 +204,18 @@ def _values_and_gradients(implementation: str, chunk_size: int | None):
   """Returns the jitted (arguments, ids, cotangents) -> results of an op."""
 
   def compute(arguments, segment_ids, cotangents):
-    def run(q, k, v, beta, initial_state):
+    def run(arguments):
       return delta_rule(
-        q,
-        k,
-        v,
-        beta,
-        initial_state=initial_state,
+        **arguments,
         segment_ids=segment_ids,
         chunk_size=chunk_size,
         implementation=implementation,
       )
 
-    values, pullback = jax.vjp(run, *arguments)
-    return *values, *pullback(cotangents)
+    (o, final_state), pullback = jax.vjp(run, arguments)
+    (gradients,) = pullback(cotangents)
+    gradients = {f'd{name}': d for name, d in gradients.items()}
+    return {'o': o, 'final_state': final_state, **gradients}
 
   return jax.jit(compute)
 
@@ -202,13 +231,13 @@ def evaluate(
     for name, c in zip(('o', 'initial_state'), problem.cotangents, strict=True)
   )
   results = _values_and_gradients(implementation, chunk_size)(
-    as_arrays(problem, dtype),
+    dict(zip(problem.arguments, as_arrays(problem, dtype), strict=True)),
     None if ids is None else jnp.asarray(ids),
     cotangents,
   )
   return {
-    name: np.asarray(result).astype(np.float64)
-    for name, result in zip(RESULTS, results, strict=True)
+    name: np.asarray(results[name]).astype(np.float64)
+    for name in problem.results
   }
 
 
@@ -229,31 +258,27 @@ def error(actual, expected) -> float:
 
 
 @functools.lru_cache(maxsize=256)
-def reference_results(spec, kind, segment_name):
+def reference_results(spec, kind, segment_name, gate=None):
   """Returns (problem, float64 oracle, results of `recurrent`), cached."""
-  problem = make_problem(spec, kind, segment_name)
+  problem = make_problem(spec, kind, segment_name, gate=gate)
   return problem, oracle(problem), evaluate(problem, 'recurrent')
 
 
-def limits(
-  problem, expected, reference, *, absolute_only=False
-) -> dict[str, float]:
+def limits(problem, expected, reference) -> dict[str, float]:
   """Returns the greatest error allowed, by result.
 
   It is twice the error of the same-dtype reference plus 2 ulp, and at most the
-  absolute limit of the dtype; `absolute_only` leaves the first rule out.
+  absolute limit of the dtype.
   """
   ulp = float(jnp.finfo(jnp.dtype(problem.dtype)).eps)
   is_float32 = problem.dtype == 'float32'
   absolute = {
     name: _LIMIT_FLOAT32 if is_float32 else _LIMITS_16_BIT[name]
-    for name in RESULTS
+    for name in problem.results
   }
-  if absolute_only:
-    return absolute
   return {
     name: min(
       2 * error(reference[name], expected[name]) + 2 * ulp, absolute[name]
     )
-    for name in RESULTS
+    for name in problem.results
   }

@@ -1,10 +1,15 @@
 """The delta rule: public functions, checks and dispatch."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels import argument_checks
 from pallas_kernels import dispatch
+from pallas_kernels import sequence_parallel
 from pallas_kernels import shapes
+from pallas_kernels import sharded_call
 from pallas_kernels.delta_rule import chunked_xla
 from pallas_kernels.delta_rule import reference
 
@@ -16,54 +21,20 @@ DELTA_RULE = dispatch.Op(
   ),
 )
 
-_DTYPES = ('float32', 'bfloat16', 'float64')
 _NORM_EPS = 1e-6
 
 
-def _check_dtypes(q, k, v, beta, g):
-  if not (q.dtype == k.dtype == v.dtype) or q.dtype.name not in _DTYPES:
-    raise ValueError(
-      f'q, k, v must share one dtype of {", ".join(_DTYPES)}, got '
-      f'{q.dtype}, {k.dtype}, {v.dtype}'
-    )
-  for name, array in (('beta', beta), ('g', g)):
-    if array is not None and not jnp.issubdtype(array.dtype, jnp.floating):
-      raise ValueError(f'{name} must be of a float dtype, got {array.dtype}')
-
-
-def _check_heads(sizes):
-  if sizes['HV'] % sizes['H']:
-    raise ValueError(
-      'the value heads HV must be a multiple of the key heads H, got '
-      f'HV={sizes["HV"]} and H={sizes["H"]}'
-    )
-
-
-def _gate_axes(g, leading: str) -> dict:
+def gate_axes(g: jax.Array | None, leading: str) -> dict:
+  """Returns g as an argument of `shapes.check_shapes`, if it is given."""
   if g is None:
     return {}
   per_channel = g.ndim == len(leading.split()) + 1
   return {'g': (g, f'{leading} K' if per_channel else leading)}
 
 
-def _check_state(name, state, sizes, dtype):
-  if state is None:
-    return
-  expected = tuple(sizes[axis] for axis in ('B', 'HV', 'K', 'V'))
-  if state.shape != expected or state.dtype != dtype:
-    raise ValueError(
-      f'{name} must be {dtype.name} of shape [B, HV, K, V] = {expected}, got '
-      f'{state.dtype} of shape {tuple(state.shape)}'
-    )
-
-
-def _state_dtype(q):
-  return q.dtype if q.dtype == jnp.float64 else jnp.dtype(jnp.float32)
-
-
-def _l2_normalize(x):
+def l2_normalize(x: jax.Array) -> jax.Array:
   """Returns x / sqrt(sum(x^2) + 1e-6) over the last axis, in x's dtype."""
-  y = x.astype(_state_dtype(x))
+  y = x.astype(argument_checks.state_dtype(x))
   norm = jax.lax.rsqrt(jnp.sum(y * y, axis=-1, keepdims=True) + _NORM_EPS)
   return (y * norm).astype(x.dtype)
 
@@ -96,16 +67,17 @@ def delta_rule(
   recurrence neither grows nor oscillates without bound while
   0 <= beta_t |k_t|^2 <= 2.
 
-  Sums are taken in float32. `xla` in float32 rounds the products of keys before
-  it solves with them, which adds up over a chunk. In its default chunks every
-  result is within twice the rms error of `recurrent` plus 2 ulp, except
-    where keys are nearly parallel (cosine about 0.9 or more) and beta is near
-    2: up to 6 times the error of `recurrent`, below 1e-5 of the result (in
-    chunks of 64: up to 11 times and 1.3e-5), and
-    for K = 1, where the gradient of the initial state cancels (1.2e-5).
+  Sums are taken in float32; `xla` inverts its chunks' triangular matrices in
+  float64 where the inputs are float32, so that it stays within twice the rms
+  error of `recurrent` plus 2 ulp for parallel keys and beta up to 2 as well.
 
   Differentiable in every array argument and through both results; cotangents
   have the dtype of their primal.
+
+  Under a mesh (`jax.set_mesh`) the op shards itself, see `sharded_call`: rows
+  and heads with no communication; time, over a mesh axis named `sequence` or as
+  q is sharded in an Explicit mesh, by exchanging K (K + V) numbers per row and
+  value head in log2(devices) rounds, see `sequence_parallel`.
 
   Args:
     q: queries [B, T, H, K], float32 or bfloat16, T >= 1.
@@ -140,38 +112,38 @@ def delta_rule(
     k=(k, 'B T H K'),
     v=(v, 'B T HV V'),
     beta=(beta, 'B T HV'),
-    **_gate_axes(g, 'B T HV'),
+    **gate_axes(g, 'B T HV'),
   )
-  _check_dtypes(q, k, v, beta, g)
-  _check_heads(sizes)
-  if sizes['T'] < 1:
-    raise ValueError(f'T must be at least 1, got q of shape {q.shape}')
-  if chunk_size is not None and chunk_size < 1:
-    raise ValueError(f'chunk_size must be at least 1, got {chunk_size}')
-  if segment_ids is not None:
-    shapes.check_shapes(q=(q, 'B T H K'), segment_ids=(segment_ids, 'B T'))
-    if not jnp.issubdtype(segment_ids.dtype, jnp.integer):
-      raise ValueError(
-        f'segment_ids must be of an integer dtype, got {segment_ids.dtype}'
-      )
-  dtype = _state_dtype(q)
-  _check_state('initial_state', initial_state, sizes, dtype)
+  argument_checks.check_dtypes({'q': q, 'k': k, 'v': v}, beta=beta, g=g)
+  argument_checks.check_sizes(sizes, chunk_size)
+  argument_checks.check_segment_ids(segment_ids, sizes)
+  dtype = argument_checks.state_dtype(q)
+  argument_checks.check_state(
+    'initial_state', initial_state, 'B HV K V', sizes, dtype
+  )
   if initial_state is None:
     shape = tuple(sizes[axis] for axis in ('B', 'HV', 'K', 'V'))
     initial_state = jnp.zeros(shape, dtype)
   if normalize_qk:
-    q, k = _l2_normalize(q), _l2_normalize(k)
-  return DELTA_RULE(
+    q, k = l2_normalize(q), l2_normalize(k)
+  op = functools.partial(
+    DELTA_RULE,
     implementation,
-    q,
-    k,
-    v,
-    beta,
-    g,
     scale=sizes['K'] ** -0.5 if scale is None else scale,
-    initial_state=initial_state,
-    segment_ids=segment_ids,
     chunk_size=chunk_size,
+  )
+  return sharded_call.sharded_call(
+    sequence_parallel.linear_recurrence(op),
+    {
+      'q': (q, 'B T H K'),
+      'k': (k, 'B T H K'),
+      'v': (v, 'B T HV V'),
+      'beta': (beta, 'B T HV'),
+      'g': (g, 'B T HV K'),
+      'initial_state': (initial_state, 'B HV K V'),
+      'segment_ids': (segment_ids, 'B T'),
+    },
+    results=('B T HV V', 'B HV K V'),
   )
 
 
@@ -212,12 +184,13 @@ def delta_rule_step(
     k=(k, 'B H K'),
     v=(v, 'B HV V'),
     beta=(beta, 'B HV'),
-    **_gate_axes(g, 'B HV'),
+    **gate_axes(g, 'B HV'),
   )
-  _check_dtypes(q, k, v, beta, g)
-  _check_heads(sizes)
-  _check_state('state', state, sizes, _state_dtype(q))
+  argument_checks.check_dtypes({'q': q, 'k': k, 'v': v}, beta=beta, g=g)
+  argument_checks.check_sizes(sizes)
+  dtype = argument_checks.state_dtype(q)
+  argument_checks.check_state('state', state, 'B HV K V', sizes, dtype)
   if normalize_qk:
-    q, k = _l2_normalize(q), _l2_normalize(k)
+    q, k = l2_normalize(q), l2_normalize(k)
   scale = sizes['K'] ** -0.5 if scale is None else scale
   return reference.delta_rule_step(q, k, v, beta, g, state=state, scale=scale)

@@ -4,28 +4,34 @@ Inside a chunk of C tokens with queries Q, keys K, values V, strengths b and
 the state S that enters it, the recurrence of `api.delta_rule` has the closed
 form (UT transform; equations 8 to 11 of the paper, there transposed)
 
-    G = strict_tril(K K^T)           X = (I + b G)^-1 b (V - K S)
-    P = scale * tril(Q K^T)          E = V - K S - G X        (so X = b E)
-    O = scale * Q S + P X            S' = S + K^T X.
+    G = strict_tril(K K^T . D)       X = (I + b G)^-1 b (V - K_in S)
+    P = scale * tril(Q K^T . D)      E = V - K_in S - G X     (so X = b E)
+    O = Q_in S + P X                 S' = keep S + K_out^T X
 
-X are the values written, E the errors that the delta rule corrects. The
-gradient needs no derivative of the inverse. With dO and dS' given,
+with the decays D, K_in = entry K, K_out = exit K, Q_in = scale entry Q of
+`pallas_kernels.decay`; without decay and resets all of them are 1. X are the
+values written, E the errors that the delta rule corrects. The gradient needs no
+derivative of the inverse. With dO and dS' given,
 
-    dX = P^T dO + K dS'              dR = (I + b G)^-T dX
+    dX = P^T dO + K_out dS'          dR = (I + b G)^-T dX
     dV = b dR                        db = rowsum(dR E)
-    dP = scale * tril(dO X^T)        dG = -strict_tril(dV X^T)
-    dQ = dP K + scale * dO S^T
-    dK = dP^T Q + (dG + dG^T) K - dV S^T + X dS'^T
-    dS = dS' + scale * Q^T dO - K^T dV.
+    dP = dO X^T                      dG = -dV X^T
+    dQ_in = dO S^T                   dK_in = -dV S^T
+    dK_out = X dS'^T                 dkeep = rowsum(S dS')
+    dS = keep dS' + Q_in^T dO - K_in^T dV,
 
-One `lax.scan` step does everything of a chunk, so nothing of size [T, T] or
-[T, C, C] is formed; saved for the backward pass are the state that enters each
-chunk, X, E and the inverse. (X is not recomputed as b E: for aligned keys the
-sums over X cancel, and only the X that was solved for cancels to rounding.)
+and these go back to q, k and g through what made G, P, Q_in, K_in and K_out.
+Saved for the backward pass are the state that enters each chunk, X, E and the
+inverse. (X is not recomputed as b E: for aligned keys the sums over X cancel,
+and only the X that was solved for cancels to rounding.)
 
-Segments enter as a count of the resets so far, one number per token: pairs of
-tokens meet only where it is equal, and the entering state is seen only by
-tokens whose count is that of the chunk before.
+With n keys per token (`delta_product`), k, v and beta have n entries per token
+and g is zero but at the first of them; each query reads after the last.
+
+For float32 inputs G and the inverse are computed in float64 and then rounded.
+Where keys are nearly parallel and beta is near 2, sums over X cancel to a
+fraction of their terms, and G rounded to float32 beforehand would cost several
+times the error of the scan over tokens.
 """
 
 import functools
@@ -34,214 +40,280 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.delta_rule import triangular_inverse
-
-_HIGHEST = jax.lax.Precision.HIGHEST
+from pallas_kernels import chunking
+from pallas_kernels import decay
+from pallas_kernels import triangular_inverse
 
 
 class _Static(NamedTuple):
   """What is fixed at trace time."""
 
   scale: float
-  chunk: int
-  precision: jax.lax.Precision
+  layout: chunking.Layout
+  keys_per_token: int
 
 
-class _Chunk(NamedTuple):
-  """One chunk in float32, q and k repeated over the group of value heads.
+class _Inputs(NamedTuple):
+  """Padded to whole groups; n keys per token, T = n times the tokens."""
 
-  The masks are None where the call has no segments.
-  """
-
-  q: jax.Array  # [B, HV, C, K]
-  k: jax.Array  # [B, HV, C, K]
-  v: jax.Array  # [B, HV, C, V]
-  beta: jax.Array  # [B, HV, C, 1]
-  same: jax.Array | None  # [B, 1, C, C]: both tokens in one segment
-  entry: jax.Array | None  # [B, 1, C, 1]: the entering state reaches the token
-  exit: jax.Array | None  # [B, 1, C, 1]: the token reaches the leaving state
-  keep: jax.Array | None  # [B, 1, 1, 1]: the state passes through
-
-
-class _Residuals(NamedTuple):
-  """What the backward pass reads."""
-
-  q: jax.Array  # [B, T, H, K]
+  q: jax.Array  # [B, T / n, H, K]
   k: jax.Array  # [B, T, H, K]
   v: jax.Array  # [B, T, HV, V]
   beta: jax.Array  # [B, T, HV]
-  resets: jax.Array | None  # [B, T]
-  states: jax.Array  # [N, B, HV, K, V]
-  x: jax.Array  # [N, B, HV, C, V]
-  error: jax.Array  # [N, B, HV, C, V]
-  inverse: jax.Array  # [N, B, HV, C, C]
+  g: jax.Array | None  # [B, T, HV, 1 or K]
 
 
-def _masked(x, mask):
-  return x if mask is None else jnp.where(mask, x, 0)
+class _Solved(NamedTuple):
+  """What the backward pass reads of a group, beside the inputs."""
+
+  states: jax.Array  # [M, B, HV, K, V], entering each chunk
+  x: jax.Array  # [M, B, HV, C, V]
+  error: jax.Array  # [M, B, HV, C, V]
+  inverse: jax.Array  # [M, B, HV, C, C]
 
 
-def _slice(x, n, chunk):
-  """Returns chunk n of [B, T, ...] as float32 [B, ..., C, last]."""
-  x = jax.lax.dynamic_slice_in_dim(x, n * chunk, chunk, axis=1)
-  return jnp.moveaxis(x, 1, 2).astype(jnp.float32)
+class _Prepared(NamedTuple):
+  """What a group's keys, queries and decays come to."""
+
+  gram: jax.Array  # [M, B, HV, C, C]
+  p: jax.Array  # [M, B, HV, C / n, C]
+  q_in: jax.Array  # [M, B, HV, C / n, K]
+  k_in: jax.Array  # [M, B, HV, C, K]
+  k_out: jax.Array  # [M, B, HV, C, K]
+  keep: jax.Array | None  # [M, B, HV, 1 or K, 1]
 
 
-def _update(whole, x, n):
-  """Writes [B, HV, C, ...] into chunk n of [B, T, HV, ...]."""
-  x = jnp.moveaxis(x, 2, 1).astype(whole.dtype)
-  return jax.lax.dynamic_update_slice_in_dim(whole, x, n * x.shape[1], axis=1)
-
-
-def _segment_masks(resets, n, chunk):
-  if resets is None:
-    return None, None, None, None
-  count = jax.lax.dynamic_slice_in_dim(resets, n * chunk, chunk, axis=1)
-  before = jax.lax.dynamic_slice_in_dim(
-    resets, jnp.maximum(n * chunk - 1, 0), 1, axis=1
-  )
-  before = jnp.where(n == 0, 0, before)  # [B, 1]
-  count = count[:, None]  # [B, 1, C]
-  last = count[..., -1:]
-  return (
-    count[..., :, None] == count[..., None, :],
-    (count == before[:, None])[..., None],
-    (count == last)[..., None],
-    (last == before[:, None])[..., None],
-  )
-
-
-def _load(q, k, v, beta, resets, n, chunk) -> _Chunk:
-  group = v.shape[2] // q.shape[2]
-  q, k = (jnp.repeat(_slice(x, n, chunk), group, axis=1) for x in (q, k))
-  return _Chunk(
-    q,
-    k,
-    _slice(v, n, chunk),
-    _slice(beta[..., None], n, chunk),
-    *_segment_masks(resets, n, chunk),
+def _prepare(q, k, g, cut, static: _Static) -> _Prepared:
+  """q, k, g are of a group, in chunks."""
+  q = static.scale * q
+  stride = static.keys_per_token
+  factors = decay.passage(g, cut)
+  entry_q = factors.entry
+  if entry_q is not None:
+    entry_q = entry_q[..., stride - 1 :: stride, :]
+  return _Prepared(
+    decay.scores(k, k, g, cut, strict=True),
+    decay.scores(q, k, g, cut, stride=stride),
+    decay.scaled(q, entry_q),
+    decay.scaled(k, factors.entry),
+    decay.scaled(k, factors.exit),
+    factors.keep,
   )
 
 
-def _pair_mask(c: _Chunk, offset: int):
-  size = c.q.shape[2]
-  lower = jnp.tri(size, k=offset, dtype=bool)[None, None]
-  return lower if c.same is None else lower & c.same
+@chunking.in_float64
+def _invert_exactly(k, beta, g, cut, gram):
+  """Returns (I + beta G)^-1 and G minus its rounding `gram`, by float64."""
+  whole = decay.scores(k, k, g, cut, strict=True)
+  inverse = triangular_inverse.unit_lower_inverse(beta * whole)
+  return inverse, whole - gram
 
 
-def _forward_chunk(c: _Chunk, state, static: _Static):
-  """Returns (o, leaving state, X, E, inverse) of one chunk."""
-  dot = functools.partial(jnp.einsum, precision=static.precision)
-  gram = jnp.where(_pair_mask(c, -1), dot('bhik,bhjk->bhij', c.k, c.k), 0)
-  inverse = triangular_inverse.unit_lower_inverse(c.beta * gram)
-  entry_k, entry_q = _masked(c.k, c.entry), _masked(c.q, c.entry)
-  fresh = c.v - dot('bhik,bhkv->bhiv', entry_k, state)
-  x = dot('bhij,bhjv->bhiv', inverse, c.beta * fresh)
-  error = fresh - dot('bhij,bhjv->bhiv', gram, x)
-  p = jnp.where(_pair_mask(c, 0), dot('bhik,bhjk->bhij', c.q, c.k), 0)
-  o = dot('bhik,bhkv->bhiv', entry_q, state) + dot('bhij,bhjv->bhiv', p, x)
-  write = dot('bhik,bhiv->bhkv', _masked(c.k, c.exit), x)
-  return static.scale * o, _masked(state, c.keep) + write, x, error, inverse
+def _invert(gram, k, beta, g, cut, *, exact: bool):
+  """Returns ((I + beta G)^-1, G minus its rounding `gram` or None)."""
+  if exact:
+    return _invert_exactly(k, beta, g, cut, gram)
+  return triangular_inverse.unit_lower_inverse(beta * gram), None
 
 
-def _backward_chunk(
-  c: _Chunk, state, x, error, inverse, do, dstate, static: _Static
-):
-  """Returns (dq, dk, dv, dbeta, gradient of the entering state)."""
-  dot = functools.partial(jnp.einsum, precision=static.precision)
-  do = static.scale * do
-  lower, strict = _pair_mask(c, 0), _pair_mask(c, -1)
-  p = jnp.where(lower, dot('bhik,bhjk->bhij', c.q, c.k), 0)
-  dx = dot('bhij,bhiv->bhjv', p, do)
-  dx += dot('bhik,bhkv->bhiv', _masked(c.k, c.exit), dstate)
-  dr = dot('bhij,bhiv->bhjv', inverse, dx)
-  dv = c.beta * dr
-  dp = jnp.where(lower, dot('bhiv,bhjv->bhij', do, x), 0)
-  dgram = jnp.where(strict, -dot('bhiv,bhjv->bhij', dv, x), 0)
-
-  dq = dot('bhij,bhjk->bhik', dp, c.k)
-  dq += _masked(dot('bhiv,bhkv->bhik', do, state), c.entry)
-  dk = dot('bhij,bhik->bhjk', dp, c.q)
-  dk += dot('bhij,bhjk->bhik', dgram + jnp.swapaxes(dgram, -1, -2), c.k)
-  dk -= _masked(dot('bhiv,bhkv->bhik', dv, state), c.entry)
-  dk += _masked(dot('bhiv,bhkv->bhik', x, dstate), c.exit)
-  dbeta = jnp.sum(dr * error, axis=-1)
-
-  entry_k, entry_q = _masked(c.k, c.entry), _masked(c.q, c.entry)
-  dentry = _masked(dstate, c.keep) + dot('bhik,bhiv->bhkv', entry_q, do)
-  dentry -= dot('bhik,bhiv->bhkv', entry_k, dv)
-  return dq, dk, dv, dbeta, dentry
+def _chunks(inputs: _Inputs, static: _Static):
+  """Returns q, k, v, beta, g of a group in chunks."""
+  chunks, heads = static.layout.chunks_per_group, inputs.v.shape[2]
+  inputs = inputs._replace(beta=inputs.beta[..., None])
+  return jax.tree.map(lambda x: chunking.to_chunks(x, chunks, heads), inputs)
 
 
-def _forward(static, q, k, v, beta, initial_state, resets):
-  """Returns ((o, final_state), residuals) for T a multiple of the chunk."""
+def _forward_group(state, parts, saved, *, static: _Static):
+  del saved
+  inputs, counts = parts
+  exact = inputs.q.dtype == jnp.float32
+  q, k, v, beta, g = _chunks(inputs, static)
+  cut = decay.segments(*counts, static.layout.chunks_per_group)
+  made = _prepare(q, k, g, cut, static)
+  inverse, rest = _invert(made.gram, k, beta, g, cut, exact=exact)
 
-  def step(carry, n):
-    state, o = carry
-    c = _load(q, k, v, beta, resets, n, static.chunk)
-    o_n, new, x, error, inverse = _forward_chunk(c, state, static)
-    return (new, _update(o, o_n, n)), (state, x, error, inverse)
+  def step(state, xs):
+    k_in, k_out_t, v, beta, inverse, keep = xs
+    fresh = v - k_in @ state
+    x = inverse @ (beta * fresh)
+    return decay.scaled(state, keep) + k_out_t @ x, (state, x, fresh)
 
-  chunks = jnp.arange(q.shape[1] // static.chunk)
-  carry = (initial_state, jnp.zeros_like(v))
-  (state, o), saved = jax.lax.scan(step, carry, chunks)
-  return (o, state), _Residuals(q, k, v, beta, resets, *saved)
+  k_out_t = chunking.transpose(made.k_out)
+  state, (states, x, fresh) = chunking.scan_chunks(
+    step, state, (made.k_in, k_out_t, v, beta, inverse, made.keep)
+  )
+  o = made.q_in @ states + made.p @ x
+  error = fresh - made.gram @ x
+  if rest is not None:
+    error -= rest @ x
+  o = chunking.from_chunks(o, inputs.v.shape[2])
+  return state, o, _Solved(states, x, error, inverse)
+
+
+def _sum_to(x, shape):
+  """Sums x over the axes that `shape` broadcasts."""
+  axes = [i for i, n in enumerate(shape) if n != x.shape[i]]
+  return jnp.sum(x, axis=axes, keepdims=True)
+
+
+def _cotangents(made: _Prepared, do, dv, x, states, dstates) -> _Prepared:
+  """Returns the gradients of what `_prepare` made."""
+  dkeep = None
+  if made.keep is not None:
+    dkeep = _sum_to(states * dstates, made.keep.shape)
+  return _Prepared(
+    -chunking.outer(dv, x),
+    chunking.outer(do, x),
+    chunking.outer(do, states),
+    -chunking.outer(dv, states),
+    chunking.outer(x, dstates),
+    dkeep,
+  )
+
+
+@functools.cache
+def _decay_gradient(static: _Static):
+  """Returns the function that computes dg of a group by float64.
+
+  Decays per head sum products over all channels, which cancel as the sums over
+  X do; see the module's docstring.
+  """
+
+  @chunking.in_float64
+  def compute(q, k, g, cut, *factors):
+    made, pullback = jax.vjp(lambda g: _prepare(q, k, g, cut, static), g)
+    (dg,) = pullback(_cotangents(made, *factors))
+    return dg
+
+  return compute
+
+
+def _backward_group(dstate, parts, solved: _Solved, *, static: _Static):
+  inputs, counts, do = parts
+  q, k, _, beta, g = _chunks(inputs, static)
+  heads = inputs.v.shape[2]
+  do = chunking.to_chunks(do, static.layout.chunks_per_group, heads)
+  cut = decay.segments(*counts, static.layout.chunks_per_group)
+  made, pullback = jax.vjp(
+    functools.partial(_prepare, cut=cut, static=static), q, k, g
+  )
+
+  def step(dstate, xs):
+    k_out, q_in_t, k_in_t, beta, inverse_t, dx_o, do, keep = xs
+    dr = inverse_t @ (dx_o + k_out @ dstate)
+    new = decay.scaled(dstate, keep) + q_in_t @ do - k_in_t @ (beta * dr)
+    return new, (dr, dstate)
+
+  transposed = [chunking.transpose(a) for a in (made.p, made.q_in, made.k_in)]
+  p_t, q_in_t, k_in_t = transposed
+  inverse_t = chunking.transpose(solved.inverse)
+  dstate, (dr, dstates) = chunking.scan_chunks(
+    step,
+    dstate,
+    (
+      made.k_out,
+      q_in_t,
+      k_in_t,
+      beta,
+      inverse_t,
+      p_t @ do,
+      do,
+      made.keep,
+    ),
+    reverse=True,
+  )
+  dv = beta * dr
+  factors = do, dv, solved.x, solved.states, dstates
+  dq, dk, dg = pullback(_cotangents(made, *factors))
+  if g is not None and g.shape[-1] == 1 and inputs.q.dtype == jnp.float32:
+    dg = _decay_gradient(static)(q, k, g, cut, *factors)
+  dbeta = jnp.sum(dr * solved.error, axis=-1)
+  made = _Inputs(dq, dk, dv, dbeta, dg)
+  gradients = jax.tree.map(
+    lambda d, x: chunking.from_chunks(d, x.shape[2]), made, inputs
+  )
+  return dstate, gradients, None
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _chunked(static, q, k, v, beta, initial_state, resets):
-  return _forward(static, q, k, v, beta, initial_state, resets)[0]
+def _chunked(static, inputs, initial_state, counts):
+  return _forward(static, inputs, initial_state, counts)[0]
 
 
-def _group_sum(x, heads):
-  """Sums [B, HV, C, K] over each group of value heads to [B, H, C, K]."""
-  return x.reshape(x.shape[0], heads, -1, *x.shape[2:]).sum(2)
-
-
-def _backward(static, residuals: _Residuals, cotangents):
-  do, dfinal = cotangents
-  q, k, v, beta, resets, *saved = residuals
-  heads = q.shape[2]
-
-  def step(carry, xs):
-    dstate, dq, dk, dv, dbeta = carry
-    n, saved_n = xs
-    c = _load(q, k, v, beta, resets, n, static.chunk)
-    do_n = _slice(do, n, static.chunk)
-    dq_n, dk_n, dv_n, dbeta_n, dstate = _backward_chunk(
-      c, *saved_n, do_n, dstate, static
+def _forward(static, inputs, initial_state, counts):
+  """Returns ((o, final_state), residuals)."""
+  inputs, initial_state = chunking.first_order_only((inputs, initial_state))
+  with jax.default_matmul_precision(chunking.precision_for(inputs.q.dtype)):
+    b, length, _, _ = inputs.q.shape
+    state, o, solved = chunking.scan_groups(
+      functools.partial(_forward_group, static=static),
+      initial_state,
+      (inputs, counts),
+      outputs=jax.ShapeDtypeStruct(
+        (b, length, *inputs.v.shape[2:]), inputs.v.dtype
+      ),
+      groups=static.layout.groups,
     )
-    dq = _update(dq, _group_sum(dq_n, heads), n)
-    dk = _update(dk, _group_sum(dk_n, heads), n)
-    dv, dbeta = _update(dv, dv_n, n), _update(dbeta, dbeta_n, n)
-    return (dstate, dq, dk, dv, dbeta), None
+  return (o, state), (inputs, counts, solved)
 
-  chunks = jnp.arange(q.shape[1] // static.chunk)
-  carry = (dfinal, *(jnp.zeros_like(a) for a in (q, k, v, beta)))
-  carry, _ = jax.lax.scan(step, carry, (chunks, tuple(saved)), reverse=True)
-  dstate, dq, dk, dv, dbeta = carry
-  return dq, dk, dv, dbeta, dstate, None
+
+def _backward(static, residuals, cotangents):
+  residuals, cotangents = chunking.first_order_only((residuals, cotangents))
+  inputs, counts, solved = residuals
+  do, dfinal = cotangents
+  with jax.default_matmul_precision(chunking.precision_for(inputs.q.dtype)):
+    dstate, gradients, _ = chunking.scan_groups(
+      functools.partial(_backward_group, static=static),
+      dfinal,
+      (inputs, counts, do),
+      solved,
+      outputs=inputs,
+      groups=static.layout.groups,
+      reverse=True,
+    )
+  return gradients, dstate, None
 
 
 _chunked.defvjp(_forward, _backward)
 
 
-def _count_resets(segment_ids):
-  """Returns (resets so far [B, T], token is not padding [B, T])."""
-  valid = segment_ids != 0
-  position = jnp.arange(segment_ids.shape[1], dtype=jnp.int32)[None]  # [1, T]
-  last = jax.lax.cummax(jnp.where(valid, position, -1), axis=1)
-  before = jnp.pad(last, ((0, 0), (1, 0)), constant_values=-1)[:, :-1]
-  previous_id = jnp.take_along_axis(segment_ids, jnp.maximum(before, 0), axis=1)
-  reset = valid & (before >= 0) & (previous_id != segment_ids)
-  return jnp.cumsum(reset, axis=1, dtype=jnp.int32), valid
-
-
 def _default_chunk(q, v) -> int:
-  # The rounding of float32 inputs adds up over a chunk: in chunks of 64 with
-  # nearly parallel keys it passes 1e-5, for no speed to speak of.
-  is_small = max(q.shape[-1], v.shape[-1]) <= 64
-  return 32 if is_small or q.dtype == jnp.float32 else 64
+  key_dim, value_dim = q.shape[-1], v.shape[-1]
+  if q.dtype == jnp.float32:
+    # More keys than dimensions depend on one another, sums over X cancel, and
+    # in longer chunks they lose digits.
+    return min(32, key_dim) if key_dim <= 64 else 64
+  return 32 if max(key_dim, value_dim) <= 64 else 64
+
+
+def _run(inputs: _Inputs, scale, initial_state, segment_ids, chunk_size):
+  """Pads to whole groups and runs; inputs as in `_Inputs`, not yet padded."""
+  q, v = inputs.q, inputs.v
+  if q.dtype == jnp.float64:
+    raise NotImplementedError('it computes in float32, got float64 inputs')
+  length, n = q.shape[1], v.shape[1] // q.shape[1]
+  chunk = max(1, (chunk_size or _default_chunk(q, v)) // n)  # in tokens
+  layout = chunking.layout(n * length, n * chunk)
+  counts = (None, None)
+  if segment_ids is not None:
+    resets, valid = decay.count_resets(segment_ids)
+    inputs = jax.tree.map(
+      lambda x: chunking.zero_where_not(
+        x, jnp.repeat(valid, x.shape[1] // length, axis=1)
+      ),
+      inputs,
+    )
+    resets = jnp.repeat(resets, n, axis=1)
+    resets = chunking.pad_time(resets, layout.length, 'edge')
+    counts = resets, decay.previous_resets(resets)
+  # Zero keys, values, strengths and log-decays leave the state alone.
+  inputs = jax.tree.map(
+    lambda x: chunking.pad_time(x, layout.length * x.shape[1] // (n * length)),
+    inputs,
+  )
+  static = _Static(float(scale), layout, n)
+  o, state = _chunked(static, inputs, initial_state, counts)
+  return o[:, :length], state
 
 
 def delta_rule(
@@ -250,31 +322,31 @@ def delta_rule(
   """Runs the chunkwise form; see `api.delta_rule`.
 
   Raises:
-    NotImplementedError: a decay is given, or the dtype is float64.
+    NotImplementedError: the dtype is float64.
   """
   if g is not None:
-    raise NotImplementedError('it has no decay (g must be None)')
-  if q.dtype == jnp.float64:
-    raise NotImplementedError('it computes in float32, got float64 inputs')
-  length = q.shape[1]
-  chunk = chunk_size or _default_chunk(q, v)
-  chunk = min(chunk, length)
-  resets = None
-  if segment_ids is not None:
-    resets, valid = _count_resets(segment_ids)
-    q, k, v = (jnp.where(valid[..., None, None], x, 0) for x in (q, k, v))
-    beta = jnp.where(valid[..., None], beta, 0)
-  tail = -length % chunk
-  if tail:
-    # Zero keys, values and strengths leave the state alone.
-    q, k, v, beta = (
-      jnp.pad(x, ((0, 0), (0, tail)) + ((0, 0),) * (x.ndim - 2))
-      for x in (q, k, v, beta)
-    )
-    if resets is not None:
-      resets = jnp.pad(resets, ((0, 0), (0, tail)), mode='edge')
-  # Products of 16-bit inputs are exact in TF32; those of float32 are not.
-  precision = _HIGHEST if q.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
-  static = _Static(float(scale), chunk, precision)
-  o, state = _chunked(static, q, k, v, beta, initial_state, resets)
-  return o[:, :length], state
+    g = g.reshape(*v.shape[:3], -1)
+  inputs = _Inputs(q, k, v, beta, g)
+  return _run(inputs, scale, initial_state, segment_ids, chunk_size)
+
+
+def delta_product(
+  q, k, v, beta, g, *, scale, initial_state, segment_ids, chunk_size=None
+):
+  """Runs the chunkwise form; see `product_api.delta_product`.
+
+  Raises:
+    NotImplementedError: the dtype is float64, or g is per channel.
+  """
+  n = k.shape[2]
+  if g is not None:
+    if g.ndim > 3:
+      raise NotImplementedError('it has no decay per channel, got g of 4 axes')
+    # The decay of a token comes before the first of its keys.
+    g = jnp.pad(g[:, :, None], ((0, 0), (0, 0), (0, n - 1), (0, 0)))[..., None]
+  k, v, beta, g = (
+    x if x is None else x.reshape(x.shape[0], -1, *x.shape[3:])
+    for x in (k, v, beta, g)
+  )
+  inputs = _Inputs(q, k, v, beta, g)
+  return _run(inputs, scale, initial_state, segment_ids, chunk_size)

@@ -4,7 +4,6 @@ An implementation joins by its name in `api.DELTA_RULE`.
 """
 
 import dataclasses
-import itertools
 
 import pytest
 
@@ -16,50 +15,45 @@ IMPLEMENTATIONS = tuple(i.name for i in api.DELTA_RULE.implementations)
 SPECS = {spec.name: spec for spec in arg_specs.with_tag('ci')}
 LENGTHS = (1, 2, 15, 16, 17, 31, 33, 64, 65, 129, 200)
 
-# Where a chunkwise float32 form is less accurate than the scan over tokens, as
-# the docstring of `delta_rule` says: nearly parallel keys and beta near 2.
-# There the absolute limits alone hold.
-ABSOLUTE_ONLY = {
-  ('xla', kind)
-  for kind in ('cos_0.9_beta_2', 'cos_0.99_beta_2', 'cos_1_beta_2')
-}
 
-
-def _check(implementation, spec, kind='random', segments='none', chunk=None):
-  problem, expected, reference = testing.reference_results(spec, kind, segments)
-  actual = testing.evaluate(problem, implementation, chunk_size=chunk)
-  absolute_only = (implementation, kind) in ABSOLUTE_ONLY
-  allowed = testing.limits(
-    problem, expected, reference, absolute_only=absolute_only
+def _check(
+  implementation, spec, kind='random', segments='none', gate=None, chunk=None
+):
+  problem, expected, reference = testing.reference_results(
+    spec, kind, segments, gate
   )
-  errors = {n: testing.error(actual[n], expected[n]) for n in testing.RESULTS}
+  actual = testing.evaluate(problem, implementation, chunk_size=chunk)
+  allowed = testing.limits(problem, expected, reference)
+  errors = {n: testing.error(actual[n], expected[n]) for n in problem.results}
   broken = {n: (e, allowed[n]) for n, e in errors.items() if e > allowed[n]}
   assert not broken
 
 
-# With K = 1 all keys are parallel and the gradient of the initial state decays
-# to nothing; the chunkwise form gets it as a difference of larger numbers, so
-# in float32 it is right to 1.2e-5 of itself, not to 1e-5.
-BEYOND_THE_LIMITS = pytest.param(
-  'xla',
-  'one_dim',
-  'float32',
-  # 1.2e-5 against a limit of 1e-5; which side of it, the processor decides.
-  marks=pytest.mark.xfail(strict=False, reason='K = 1 cancels in float32'),
-)
-
-
-@pytest.mark.parametrize(
-  ('implementation', 'name', 'dtype'),
-  [
-    BEYOND_THE_LIMITS if case == BEYOND_THE_LIMITS.values else case
-    for case in itertools.product(
-      IMPLEMENTATIONS, SPECS, ('float32', 'bfloat16')
-    )
-  ],
-)
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+@pytest.mark.parametrize('name', SPECS)
+@pytest.mark.parametrize('implementation', IMPLEMENTATIONS)
 def test_shapes(implementation, name, dtype):
   _check(implementation, dataclasses.replace(SPECS[name], dtype=dtype))
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+@pytest.mark.parametrize('gate', testing.GATES[1:])
+@pytest.mark.parametrize('name', ['narrow', 'grouped', 'ragged'])
+def test_gates(name, gate, dtype):
+  spec = dataclasses.replace(SPECS[name], dtype=dtype)
+  _check('xla', spec, 'random_beta_2', gate=gate)
+
+
+@pytest.mark.parametrize('gate', ['head_mixed', 'channel_mixed'])
+@pytest.mark.parametrize('kind', testing.KINDS)
+def test_gates_of_hard_keys(kind, gate):
+  _check('xla', dataclasses.replace(SPECS['head_64'], T=70), kind, gate=gate)
+
+
+@pytest.mark.parametrize('gate', ['head_mixed', 'channel_mixed'])
+@pytest.mark.parametrize('segments', testing.SEGMENTS)
+def test_gates_and_segments(segments, gate):
+  _check('xla', SPECS['ragged'], 'random', segments, gate)
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
@@ -83,7 +77,7 @@ def test_segments(implementation, segments, kind, dtype):
 @pytest.mark.parametrize('chunk', [1, 5, 64, 1000])
 @pytest.mark.parametrize('segments', ['none', 'padding_inside'])
 def test_chunk_sizes(segments, chunk):
-  _check('xla', SPECS['ragged'], 'random', segments, chunk)
+  _check('xla', SPECS['ragged'], 'random', segments, chunk=chunk)
 
 
 @pytest.mark.parametrize('length', LENGTHS)

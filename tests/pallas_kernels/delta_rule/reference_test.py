@@ -1,4 +1,4 @@
-"""The gates, which `recurrent` alone has."""
+"""The gates of the definition."""
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +37,7 @@ def test_gates(kind, segments):
     implementation='recurrent',
   )
   expected = testing.token_recurrence(
-    problem.arguments, g=np.float64(g), segment_ids=ids
+    problem.arguments | {'g': np.float64(g)}, segment_ids=ids
   )
   for actual, reference in zip((o, state), expected, strict=True):
     assert testing.error(np.float64(actual), reference) < 1e-6
@@ -48,7 +48,7 @@ def test_gradient_of_the_gate_is_that_of_finite_differences():
   g = np.float64(_gate('per_channel', np.random.default_rng(1)))
 
   def loss(g):
-    o, state = testing.token_recurrence(problem.arguments, g=g)
+    o, state = testing.token_recurrence(problem.arguments | {'g': g})
     do, dstate = problem.cotangents
     return np.sum(o * do) + np.sum(state * dstate)
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels.delta_rule import triangular_inverse
+from pallas_kernels import triangular_inverse
 from tests import testing
 
 SIZES = (1, 2, 15, 16, 17, 48, 64, 100, 128)

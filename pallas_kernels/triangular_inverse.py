@@ -1,6 +1,6 @@
 """The inverse of I + L for strictly lower triangular L, in plain XLA.
 
-Diagonal blocks of 32 rows are inverted by forward substitution, neighbours are
+Diagonal blocks of 16 rows are inverted by forward substitution, neighbours are
 then merged, doubling the block:
 
     [[A, 0], [B, D]]^-1 = [[A^-1, 0], [-D^-1 B A^-1, D^-1]].
@@ -9,37 +9,42 @@ No power of L is ever formed: for keys that point the same way the powers grow
 like binomial coefficients while the inverse stays of order one.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 
-_BLOCK = 32
+_BLOCK = 16
 
 
 def _substitute(lower):
-  """Inverts I + lower row by row; lower [..., C, C] with small C."""
+  """Inverts I + lower [..., C, C] row by row, C small, unrolled.
+
+  The batch lies in the last axis, where it fills the vector units.
+  """
   size = lower.shape[-1]
-  eye = jnp.broadcast_to(jnp.eye(size, dtype=lower.dtype), lower.shape)
-  rows = eye[..., :1, :]
-  for i in range(1, size):
-    known = jnp.sum(lower[..., i, :i, None] * rows, axis=-2, keepdims=True)
-    rows = jnp.concatenate([rows, eye[..., i, None, :] - known], axis=-2)
-  return rows
+  entries = jnp.moveaxis(lower.reshape(-1, size, size), 0, -1)  # [C, C, N]
+  eye = jnp.eye(size, dtype=lower.dtype)
+  rows = []
+  for i in range(size):
+    row = jnp.broadcast_to(eye[i, :, None], entries.shape[1:])
+    for j in range(i):
+      row = row - entries[i, j][None] * rows[j]
+    rows.append(row)
+  return jnp.moveaxis(jnp.stack(rows), -1, 0).reshape(lower.shape)
 
 
 def _diagonal_blocks(matrix, block):
   """Returns the diagonal blocks [..., N, block, block] of [..., C, C]."""
-  n = matrix.shape[-1] // block
-  blocks = matrix.reshape(*matrix.shape[:-2], n, block, n, block)
-  return jnp.moveaxis(jnp.diagonal(blocks, axis1=-4, axis2=-2), -1, -3)
+  starts = range(0, matrix.shape[-1], block)
+  blocks = [matrix[..., i : i + block, i : i + block] for i in starts]
+  return jnp.stack(blocks, axis=-3)
 
 
 def unit_lower_inverse(lower: jax.Array) -> jax.Array:
   """Returns (I + lower)^-1.
 
   Args:
-    lower: strictly lower triangular float32 [..., C, C], any C >= 1.
+    lower: strictly lower triangular [..., C, C], any C >= 1, float32 or
+      float64.
 
   Returns:
     The inverse [..., C, C], unit lower triangular.
@@ -50,12 +55,11 @@ def unit_lower_inverse(lower: jax.Array) -> jax.Array:
   padded = block * (1 << (blocks - 1).bit_length())
   pad = [(0, 0)] * (lower.ndim - 2) + [(0, padded - size)] * 2
   lower = jnp.pad(lower, pad) if padded > size else lower
-  dot = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
-  inverse = _substitute(_diagonal_blocks(lower, block))  # [..., N, 32, 32]
+  inverse = _substitute(_diagonal_blocks(lower, block))  # [..., N, 16, 16]
   while block < padded:
     first, second = inverse[..., 0::2, :, :], inverse[..., 1::2, :, :]
     below = _diagonal_blocks(lower, 2 * block)[..., block:, :block]
-    corner = -dot(dot(second, below), first)
+    corner = -((second @ below) @ first)
     upper = jnp.concatenate([first, jnp.zeros_like(first)], axis=-1)
     lower_half = jnp.concatenate([corner, second], axis=-1)
     inverse = jnp.concatenate([upper, lower_half], axis=-2)

@@ -1,0 +1,1 @@
+"""Linear recurrences with a diagonal-plus-low-rank transition."""

@@ -1,0 +1,1 @@
+"""The additive family: linear attention with every kind of decay."""

@@ -1,0 +1,199 @@
+"""Linear recurrences, and convolutions, over a time axis that is sharded.
+
+An op with a state S in R^{K x V} per row and value head, whose step is
+S_t = A_t S_{t-1} + W_t with A_t and W_t free of S, takes the state that enters
+a part of the row to the state that leaves it by an affine map,
+
+    S_out = M S_in + E,        M in R^{K x K}, E in R^{K x V},
+
+with M the product of the A_t, be they reflections, decays or both. The columns
+of S do not meet, so one run of the op itself over the part, with the values
+[v, 0] and the first state [0, I], leaves [E, M]: no formula of the op is
+needed. The map of a part is composed with that of the parts before it,
+
+    (M_2, E_2) after (M_1, E_1)  =  (M_2 M_1, M_2 E_1 + E_2),
+
+which is associative. So n devices find what all parts before theirs do
+together in ceil(log2 n) rounds (Hillis and Steele, 1986): in the round r,
+device d sends the composition of its last 2^r parts to device d + 2^r. The
+row's first state is part of the first device's E, so the composed E is the
+state that enters, with which the op runs a second time.
+
+Segments: a reset inside a part leaves M = 0 by itself. A reset between two
+parts (the last id that is not padding in one differs from the first in the
+other) drops the M of the later one; parts of padding have M = I and no ids.
+
+Exchanged per round, by one collective-permute: K (K + V) float32 numbers per
+row and value head, and two ids per row where there are segments; nothing grows
+with T. The final state is summed over the devices, once, with zeros on all but
+the last. The backward pass is the transpose of this: the same rounds the other
+way round, and the sum. The op computes 2 V + K columns instead of V.
+"""
+
+from collections.abc import Callable
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Axes = str | tuple[str, ...]
+
+
+class _Part(NamedTuple):
+  """What a stretch of the row does to the state that enters it.
+
+  The ids are 0 for padding alone, and None without segments. All zeros stand
+  for the time before the row: nothing reaches a state from there.
+  """
+
+  affine: jax.Array  # [B, HV, K, V + K]: [E, M]
+  first_id: jax.Array | None  # [B]
+  last_id: jax.Array | None  # [B]
+
+
+def _devices(axes):
+  """Returns the mesh axes in the mesh's order, and every part's device there.
+
+  `jax.lax.ppermute` counts in the mesh's order, parts go in that of `axes`.
+  """
+  axes = (axes,) if isinstance(axes, str) else axes
+  names = jax.sharding.get_abstract_mesh().axis_names
+  ordered = tuple(sorted(axes, key=names.index))
+  numbers = np.arange(jax.lax.axis_size(ordered))
+  numbers = numbers.reshape([jax.lax.axis_size(a) for a in ordered])
+  numbers = numbers.transpose([ordered.index(a) for a in axes])
+  return ordered, numbers.ravel().tolist()
+
+
+def _shift(tree, distance, axes):
+  """Returns what the device `distance` before holds, zeros if there is none."""
+  ordered, devices = _devices(axes)
+  pairs = list(zip(devices, devices[distance:], strict=False))
+  return jax.lax.ppermute(tree, ordered, pairs)
+
+
+def _unless_reset(left: _Part, right: _Part, x):
+  """Returns x [B, HV, ...], zeros in rows with a reset between the parts."""
+  if left.last_id is None:
+    return x
+  is_reset = (left.last_id != 0) & (right.first_id != 0)
+  is_reset &= left.last_id != right.first_id
+  return jnp.where(is_reset.reshape(-1, *(1,) * (x.ndim - 1)), 0, x)
+
+
+def _compose(left: _Part, right: _Part) -> _Part:
+  """Returns what `left`, then `right`, do together."""
+  key_dim = right.affine.shape[-2]
+  state, transition = jnp.split(
+    right.affine, [right.affine.shape[-1] - key_dim], -1
+  )
+  transition = _unless_reset(left, right, transition)
+  composed = jnp.matmul(
+    transition, left.affine, precision=jax.lax.Precision.HIGHEST
+  )
+  composed += jnp.pad(state, [(0, 0)] * 3 + [(0, key_dim)])
+  if left.last_id is None:
+    return _Part(composed, None, None)
+  return _Part(
+    composed,
+    jnp.where(left.first_id == 0, right.first_id, left.first_id),
+    jnp.where(right.last_id == 0, left.last_id, right.last_id),
+  )
+
+
+def _before(part: _Part, axes: Axes) -> _Part:
+  """Returns the composition of the parts of all earlier devices."""
+  before, distance = None, 1
+  while distance < jax.lax.axis_size(axes):
+    arrived = _shift(part, distance, axes)
+    before = arrived if before is None else _compose(arrived, before)
+    part = _compose(arrived, part)
+    distance *= 2
+  return before
+
+
+def _outer_ids(segment_ids):
+  """Returns the first and the last id [B] that are not 0, or 0."""
+
+  def first(ids):
+    index = jnp.argmax(ids != 0, axis=1, keepdims=True)
+    return jnp.take_along_axis(ids, index, axis=1)[:, 0]
+
+  return first(segment_ids), first(segment_ids[:, ::-1])
+
+
+def _local_part(op, arrays, first_state) -> _Part:
+  """Runs the op on the device's part for its map; see the module."""
+  v = arrays['v']
+  *rows, key_dim, _ = first_state.shape  # [B, HV, K, V]
+  eye = jnp.eye(key_dim, dtype=first_state.dtype)
+  eye = jnp.broadcast_to(eye, (*rows, key_dim, key_dim))
+  _, state = op(
+    **arrays
+    | {
+      'v': jnp.pad(v, [(0, 0)] * (v.ndim - 1) + [(0, key_dim)]),
+      'initial_state': jnp.concatenate([first_state, eye], axis=-1),
+    }
+  )
+  if arrays['segment_ids'] is None:
+    return _Part(state, None, None)
+  return _Part(state, *_outer_ids(arrays['segment_ids']))
+
+
+def _run(op, arrays, axes):
+  if axes is None:
+    return op(**arrays)
+  index = jax.lax.axis_index(axes)
+  first_state = jnp.where(index == 0, arrays['initial_state'], 0)
+  part = _local_part(op, arrays, first_state)
+  before = _before(part, axes)
+  value_dim = first_state.shape[-1]
+  state = _unless_reset(before, part, before.affine[..., :value_dim])
+  # The one is 0 on the first device, the other everywhere else.
+  o, state = op(**arrays | {'initial_state': state + first_state})
+  is_last = index == jax.lax.axis_size(axes) - 1
+  return o, jax.lax.psum(jnp.where(is_last, state, 0), axes)
+
+
+def linear_recurrence(op: Callable[..., tuple[jax.Array, jax.Array]]):
+  """Returns the body of `sharded_call.sharded_call` for a linear recurrence.
+
+  Args:
+    op: called with the arguments by name, among them `v` [B, T, ..., V],
+      `initial_state` [B, HV, K, V] and `segment_ids` [B, T] or None; returns
+      (o, final_state). Its state is linear in the first state and in v, column
+      by column; 0 in `segment_ids` is padding, other changes reset the state.
+
+  Returns:
+    body(arrays, axes) -> (o, final_state): the op over the row whose parts
+    `arrays` are, one part per device along the mesh axes `axes`, in their
+    order; `axes` None: the row is whole.
+  """
+  return functools.partial(_run, op)
+
+
+def halo(x: jax.Array, size: int, axes: Axes | None) -> jax.Array:
+  """Returns the tokens before this device's part of the row.
+
+  For a convolution over W tokens, `size` is W - 1. Exchanges `size` tokens, by
+  one collective-permute where a part is at least as long.
+
+  Args:
+    x: [B, T, ...], the device's part: tokens, or segment ids.
+    size: how many tokens, at least 1.
+    axes: the mesh axes over which T is sharded; None: the row is whole.
+
+  Returns:
+    [B, size, ...], the last `size` tokens of the devices before, zeros before
+    the row.
+  """
+  length = x.shape[1]
+  if axes is None:
+    return jnp.zeros((x.shape[0], size, *x.shape[2:]), x.dtype)
+  pieces = []
+  for distance in range(1, -(-size // length) + 1):
+    count = min(length, size - (distance - 1) * length)
+    pieces.append(_shift(x[:, length - count :], distance, axes))
+  return jnp.concatenate(pieces[::-1], axis=1)

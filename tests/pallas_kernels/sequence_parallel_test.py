@@ -1,0 +1,338 @@
+import functools
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+import numpy as np
+import pytest
+
+from pallas_kernels import delta_rule
+from pallas_kernels import sequence_parallel
+from pallas_kernels import sharded_call
+from pallas_kernels.delta_rule import arg_specs
+from tests import testing
+
+AUTO, EXPLICIT = AxisType.Auto, AxisType.Explicit
+
+# Rows of segment ids over 24 tokens: parts of 12, 8, 6 and 3 tokens on 2, 3, 4
+# and 8 devices.
+_PATTERNS = (
+  'a' * 24,  # one segment
+  'aaabbbcccdddeeefffggghhh',  # a reset at every boundary
+  'aaabbbbbbbcaaaaaaaaaaaaa',  # resets inside, an id that comes back
+  'aaaaaaaaaaaabbbbbbbbbbbb',  # only at the middle
+  '............aaaaaaaaaaaa',  # the first half is padding
+  'aaaaaa............bbbbbb',  # parts of padding, then another segment
+  'aaaaaa............aaaaaa',  # the same segment goes on after padding
+  'ab.' * 8,  # padding ends every part
+  '.' * 24,
+  'aaaaaaaaaaa.aaaaaaaaaaa.',
+  '.......a................',
+  'abcdefghijklmnopqrstuvwx',
+)
+IDS = np.array(
+  [[0 if c == '.' else ord(c) - 96 for c in row] for row in _PATTERNS], np.int32
+)
+SPEC = arg_specs.ArgSpec(name='base', B=len(IDS), T=24, H=2, HV=4, K=4, V=3)
+DECAYS = {'none': None, 'head': (), 'channel': (SPEC.K,)}
+
+
+def _mesh(shape, names, kind):
+  devices = jax.devices()[: math.prod(shape)]
+  kinds = (kind,) * len(names)
+  return jax.make_mesh(shape, names, axis_types=kinds, devices=devices)
+
+
+def _arguments(decay='none', spec=SPEC, dtype='float32'):
+  rng = np.random.default_rng(2)
+  state = rng.standard_normal((spec.B, spec.HV, spec.K, spec.V))
+  arguments = {
+    name: array.astype(dtype)
+    for name, array in arg_specs.random_arguments(spec, seed=3).items()
+  }
+  arguments['initial_state'] = jnp.asarray(state, jnp.float32)
+  if decay != 'none':
+    shape = (spec.B, spec.T, spec.HV, *DECAYS[decay])
+    g = -0.2 * np.abs(rng.standard_normal(shape))
+    arguments['g'] = jnp.asarray(g, jnp.float32)
+  return arguments
+
+
+def _loss(arguments, segment_ids=None, *, implementation='recurrent'):
+  results = delta_rule(
+    **arguments,
+    segment_ids=segment_ids,
+    chunk_size=4,
+    implementation=implementation,
+  )
+  weights = (jnp.cos(jnp.arange(r.size)).reshape(r.shape) for r in results)
+  loss = sum(jnp.sum(r * w) for r, w in zip(results, weights, strict=True))
+  return loss, results
+
+
+@functools.cache
+def _value_and_grad(implementation):
+  loss = functools.partial(_loss, implementation=implementation)
+  return jax.jit(jax.value_and_grad(loss, has_aux=True))
+
+
+@functools.cache
+def _on_one_device(decay, implementation='recurrent', *, segments=True):
+  ids = jnp.asarray(IDS) if segments else None
+  return _value_and_grad(implementation)(_arguments(decay), ids)
+
+
+def _place(arguments, mesh, *, batch=None, time='sequence', heads=None):
+  return {
+    name: jax.device_put(
+      array,
+      jax.NamedSharding(
+        mesh,
+        P(batch, heads) if name == 'initial_state' else P(batch, time, heads),
+      ),
+    )
+    for name, array in arguments.items()
+  }
+
+
+def _row_errors(actual, expected):
+  """Returns the greatest error of any result or gradient, by row."""
+  (_, values), gradients = actual
+  (_, expected_values), expected_gradients = expected
+  pairs = [
+    *zip(values, expected_values, strict=True),
+    *((gradients[n], expected_gradients[n]) for n in expected_gradients),
+  ]
+  assert len(gradients) == len(expected_gradients)
+  pairs = [(np.float64(a), np.float64(e)) for a, e in pairs]
+  # A gradient that cancels is measured by its greatest row.
+  return np.array(
+    [
+      max(np.linalg.norm(a[row] - e[row]) / np.abs(e).max() for a, e in pairs)
+      for row in range(SPEC.B)
+    ]
+  )
+
+
+def _check(mesh, decay='none', implementation='recurrent', *, ids=IDS, **axes):
+  expected = _on_one_device(decay, implementation, segments=ids is not None)
+  with jax.set_mesh(mesh):
+    arguments = _place(_arguments(decay), mesh, **axes)
+    actual = _value_and_grad(implementation)(arguments, ids)
+  errors = _row_errors(actual, expected)
+  assert np.all(errors < 1e-5), errors
+  return actual
+
+
+@pytest.mark.parametrize(
+  ('devices', 'kind', 'decay'),
+  [
+    (2, AUTO, 'head'),
+    (3, EXPLICIT, 'none'),
+    (4, AUTO, 'channel'),
+    (8, EXPLICIT, 'head'),
+    (8, AUTO, 'none'),
+  ],
+)
+def test_values_and_gradients_with_segments(devices, kind, decay):
+  mesh = _mesh((devices,), ('sequence',), kind)
+  (_, (o, state)), _ = _check(mesh, decay)
+  if kind == EXPLICIT:
+    assert o.sharding.spec == P(None, 'sequence', None, None)
+  assert state.sharding.is_fully_replicated
+  for shard in state.addressable_shards:
+    np.testing.assert_array_equal(shard.data, state)
+
+
+@pytest.mark.parametrize(('devices', 'kind'), [(3, AUTO), (4, EXPLICIT)])
+def test_a_vjp_of_its_own_and_parts_that_are_no_whole_chunks(devices, kind):
+  _check(_mesh((devices,), ('sequence',), kind), implementation='xla', ids=None)
+
+
+@pytest.mark.parametrize(
+  ('shape', 'names', 'axes'),
+  [
+    ((2, 2, 2), ('data', 'sequence', 'tensor'), ('data', 'sequence', 'tensor')),
+    ((4, 2), ('sequence', 'model'), (None, 'sequence', 'model')),
+    ((2, 2, 2), ('a', 'b', 'c'), ('b', ('c', 'a'), None)),
+  ],
+)
+def test_beside_batch_and_heads(shape, names, axes):
+  kind = EXPLICIT if 'a' in names else AUTO
+  batch, time, heads = axes
+  mesh = _mesh(shape, names, kind)
+  _check(mesh, 'head', batch=batch, time=time, heads=heads)
+
+
+def test_16_bit_arguments():
+  mesh = _mesh((4,), ('sequence',), AUTO)
+  arguments = _arguments(dtype='bfloat16')
+  run = jax.jit(functools.partial(delta_rule, implementation='recurrent'))
+  expected = run(**arguments, segment_ids=IDS)
+  with jax.set_mesh(mesh):
+    actual = run(**_place(arguments, mesh), segment_ids=IDS)
+  for a, e in zip(actual, expected, strict=True):
+    assert a.dtype == e.dtype
+    assert testing.error(np.float64(a), np.float64(e)) < 1e-4
+
+
+_COLLECTIVE = re.compile(
+  r'= (.*?) (all-gather|all-reduce|all-to-all|collective-permute|'
+  r'reduce-scatter|collective-broadcast|send|recv)(-start)?\('
+)
+
+
+def _collectives(function, arguments, ids):
+  """Returns (kind, shapes) of every collective of the compiled function."""
+  text = jax.jit(function).lower(arguments, ids).compile().as_text()
+  found = [_COLLECTIVE.search(line) for line in text.splitlines()]
+  return sorted(
+    (match[2], tuple(re.findall(r'\w+\[[\d,]*\]', match[1])))
+    for match in found
+    if match
+  )
+
+
+@pytest.mark.parametrize(('devices', 'rounds'), [(2, 1), (4, 2), (8, 3)])
+def test_only_states_are_exchanged(devices, rounds):
+  spec = arg_specs.ArgSpec(name='wide', B=2, T=48, H=1, HV=3, K=5, V=7)
+  mesh = _mesh((devices,), ('sequence',), AUTO)
+  affine = ('collective-permute', ('f32[2,3,5,12]',))  # [B, HV, K, V + K]
+  first_and_last_id = ('collective-permute', ('s32[2]',))
+  final_state = ('all-reduce', ('f32[2,3,5,7]',))
+
+  def outputs(arguments, ids):
+    return delta_rule(**arguments, segment_ids=ids, implementation='recurrent')
+
+  def output(arguments, ids):
+    return outputs(arguments, ids)[0]
+
+  def cotangents(arguments, ids):
+    o, pullback = jax.vjp(lambda a: outputs(a, ids), arguments)
+    return pullback(o)
+
+  with jax.set_mesh(mesh):
+    arguments = _place(_arguments(spec=spec), mesh)
+    ids = jax.device_put(
+      np.ones((2, 48), np.int32), jax.NamedSharding(mesh, P(None, 'sequence'))
+    )
+    forward = _collectives(output, arguments, None)
+    assert forward == [affine] * rounds
+    both = _collectives(outputs, arguments, ids)
+    id_rounds = [first_and_last_id] * (2 * rounds - 1)
+    assert both == [final_state, *[affine] * rounds, *id_rounds]
+    # One more sum for the gradient of the initial state, all devices' own.
+    backward = _collectives(cotangents, arguments, None)
+  kinds = [kind for kind, _ in backward]
+  assert kinds.count('collective-permute') == 2 * rounds
+  assert set(kinds) == {'collective-permute', 'all-reduce'}
+  permuted = [s for k, s in backward if k == 'collective-permute']
+  assert permuted == [affine[1]] * (2 * rounds)
+  summed = [s for k, shapes in backward if k == 'all-reduce' for s in shapes]
+  assert set(summed) == {'f32[2,3,5,7]'}
+  assert len(summed) <= 3
+
+
+def _decayed_sum(q, k, v, g, *, initial_state, segment_ids):
+  """S_t = exp(g_t) S_{t-1} + k_t v_t^T, o_t = S_t^T q_t, without segments."""
+  assert segment_ids is None
+
+  def step(state, token):
+    q, k, v, g = token
+    state = jnp.exp(g)[..., None] * state + k[..., None] * v[..., None, :]
+    return state, jnp.einsum('bhk,bhkv->bhv', q, state)
+
+  tokens = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (q, k, v, g))
+  state, o = jax.lax.scan(step, initial_state, tokens)
+  return jnp.moveaxis(o, 0, 1), state
+
+
+def test_any_linear_recurrence():
+  rng = np.random.default_rng(4)
+  shapes = {
+    'q': (2, 10, 3, 4),
+    'k': (2, 10, 3, 4),
+    'v': (2, 10, 3, 5),
+    'g': (2, 10, 3, 4),
+    'initial_state': (2, 3, 4, 5),
+  }
+  arrays = {
+    n: jnp.asarray(rng.standard_normal(s), jnp.float32)
+    for n, s in shapes.items()
+  } | {'segment_ids': None}
+  arrays['g'] = -jnp.abs(arrays['g'])
+
+  @jax.jit
+  def run(arrays):
+    axes = {
+      'q': 'B T H K',
+      'k': 'B T H K',
+      'v': 'B T H V',
+      'g': 'B T H K',
+      'initial_state': 'B H K V',
+      'segment_ids': 'B T',
+    }
+    return sharded_call.sharded_call(
+      sequence_parallel.linear_recurrence(_decayed_sum),
+      {name: (arrays[name], axes[name]) for name in axes},
+      ('B T H V', 'B H K V'),
+    )
+
+  expected = run(arrays)
+  with jax.set_mesh(_mesh((5,), ('sequence',), AUTO)):
+    actual = run(arrays)
+  for a, e in zip(actual, expected, strict=True):
+    assert testing.error(np.float64(a), np.float64(e)) < 1e-6
+
+
+@pytest.mark.parametrize('size', [1, 3, 4, 5, 12, 15])
+@pytest.mark.parametrize('kind', ['ids', 'tokens'])
+def test_halo(kind, size):
+  x = np.arange(1, 25, dtype=np.int32).reshape(2, 12)
+  x = x if kind == 'ids' else np.float32(x[..., None] * [1, -1])
+  halo = functools.partial(sequence_parallel.halo, size=size, axes='sequence')
+  with jax.set_mesh(_mesh((3,), ('sequence',), AUTO)):
+    specs = {'in_specs': P(None, 'sequence'), 'out_specs': P(None, 'sequence')}
+    halos = jax.shard_map(halo, **specs, check_vma=False)(x)
+  before = np.pad(x, [(0, 0), (size, 0), (0, 0)][: x.ndim])
+  expected = [before[:, start : start + size] for start in (0, 4, 8)]
+  np.testing.assert_array_equal(halos, np.concatenate(expected, axis=1))
+  assert halos.dtype == x.dtype
+
+
+def test_halo_before_a_whole_row():
+  x = jnp.ones((2, 5, 3), jnp.bfloat16)
+  past = sequence_parallel.halo(x, 2, None)
+  assert past.shape == (2, 2, 3) and past.dtype == x.dtype
+  assert not np.any(np.float32(past))
+
+
+def test_a_convolution_with_a_halo():
+  rng = np.random.default_rng(5)
+  x = jnp.asarray(rng.standard_normal((2, 16, 4)), jnp.float32)
+  kernel = jnp.asarray(rng.standard_normal((3, 4)), jnp.float32)
+
+  def convolve(arrays, axes):
+    x, kernel = arrays['x'], arrays['kernel']
+    x = jnp.concatenate([sequence_parallel.halo(x, 2, axes), x], axis=1)
+    taps = [
+      x[:, i : i + x.shape[1] - 2] * kernel[None, None, i] for i in range(3)
+    ]
+    return (sum(taps),)
+
+  def loss(x, kernel):
+    arguments = {'x': (x, 'B T H'), 'kernel': (kernel, 'W H')}
+    (y,) = sharded_call.sharded_call(convolve, arguments, ('B T H',))
+    return jnp.sum(y * jnp.cos(jnp.arange(y.size)).reshape(y.shape)), y
+
+  run = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
+  expected = jax.jit(run)(x, kernel)
+  with jax.set_mesh(_mesh((4, 2), ('sequence', 'tensor'), AUTO)):
+    actual = jax.jit(run)(x, kernel)
+  for a, e in zip(
+    jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True
+  ):
+    assert testing.error(np.float64(a), np.float64(e)) < 1e-6
