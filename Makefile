@@ -1,11 +1,13 @@
 # Thin: each target is a line or two over `python -m ...`. Variables that are
 # meant to be set: PYTHON (any Python >= 3.12), EXTRAS (of setup.cfg, such as
-# dev,cuda13), TESTS (paths), ARGS (more flags of the program).
+# dev,cuda13), TESTS (paths), SUITE (of bench: cpu, length, paper), ARGS (more
+# flags of the program).
 
 VENV := .venv
 CONSTRAINTS := constraints.txt
 EXTRAS := dev
 TESTS :=
+SUITE := cpu
 ARGS :=
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(EXTRAS)
@@ -53,8 +55,8 @@ format: setup  ## sort imports and format
 	$(BIN)/ruff format .
 
 bench: setup  ## time the implementations of every op
-	$(BIN)/python -m experiments.benchmark_kernels \
-	  --output=results/kernels_cpu.jsonl $(ARGS)
+	$(BIN)/python -m experiments.benchmark_kernels --suite=$(SUITE) \
+	  --output=results/kernels_$(SUITE).jsonl $(ARGS)
 
 figures: setup  ## draw the figures of results/
 	$(BIN)/python -m experiments.plot_results $(ARGS)

@@ -1,8 +1,8 @@
 """Times the implementations of every op against one another, in one run.
 
 Example:
-    python -m experiments.benchmark_kernels --suite=cpu \
-        --output=results/kernels_cpu.jsonl
+    python -m experiments.benchmark_kernels --suite=paper --tokens=4096 \
+        --model_width=256 --output=results/kernels_paper.jsonl
 """
 
 from collections.abc import Sequence
@@ -12,19 +12,24 @@ from absl import app
 from absl import flags
 
 from experiments import atomic_file
+from experiments import benchmark_cases
 from experiments import benchmarking
 
 
 def define_flags() -> None:
   """Defines the flags of this program."""
-  flags.DEFINE_enum(
-    'suite', 'cpu', list(benchmarking.SUITES), 'Shapes to time.'
-  )
+  flags.DEFINE_enum('suite', 'cpu', benchmark_cases.SUITES, 'Cases to time.')
   flags.DEFINE_string(
     'output', None, 'JSONL file of the results; replaced when all are in.'
   )
   flags.DEFINE_integer(
-    'repeats', 15, 'Timed calls of each implementation.', lower_bound=1
+    'repeats', 15, 'Most timed calls of each implementation.', lower_bound=1
+  )
+  flags.DEFINE_integer(
+    'tokens', benchmark_cases.PAPER_TOKENS, 'B T of the suite `paper`.', 1
+  )
+  flags.DEFINE_integer(
+    'model_width', benchmark_cases.PAPER_WIDTH, 'H K of the suite `paper`.', 1
   )
 
 
@@ -36,12 +41,16 @@ def main(argv: Sequence[str]) -> None:
   output = pathlib.Path(args.output) if args.output else None
   if output:
     output.parent.mkdir(parents=True, exist_ok=True)
+  suite = benchmark_cases.suite(
+    args.suite, tokens=args.tokens, model_width=args.model_width
+  )
   print(benchmarking.header())
   rows = []
-  specs = benchmarking.SUITES[args.suite]
-  for row in benchmarking.rows(specs, repeats=args.repeats):
-    print(benchmarking.format_row(row), flush=True)
+  for row in benchmarking.rows(suite, repeats=args.repeats):
+    print(*benchmarking.format_row(row), sep='\n', flush=True)
     rows.append(row)
+  if suite.name == 'length':
+    print(*map(benchmarking.format_growth, benchmarking.growth(rows)), sep='\n')
   if output:
     atomic_file.replace(output, benchmarking.to_lines(rows))
 

@@ -1,9 +1,11 @@
-"""Times implementations of the delta rule against one another in one run."""
+"""Times implementations of the ops against one another in one run."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import datetime
 import functools
 import json
+import math
+import os
 import statistics
 import time
 from typing import Any
@@ -11,39 +13,41 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from experiments import benchmark_cases
+from experiments import benchmark_flops
 from experiments import environment
-from pallas_kernels import delta_rule
-from pallas_kernels.delta_rule import arg_specs
 
-SUITES = {'cpu': arg_specs.with_tag('cpu')}
 PASSES = ('forward', 'forward_backward')
+CHUNKWISE = 'xla'
 BASELINE = 'recurrent'
+FEWEST_TURNS = 5
+PEAK_SIZE = 2048
+MOST_GROWTH = 8.8
 
 Row = dict[str, Any]
 
-_HEADER = (
-  f'{"shape":<10}{"pass":<18}{"xla ms":>10}{"recurrent ms":>14}'
-  f'{"speed-up":>10}{"xla MiB":>10}{"recurrent MiB":>15}'
+# A row's calls are repeated until this long has passed, and 5 times at least.
+_SECONDS_PER_ROW = 5.0
+_COLUMNS = (
+  ('op', '<24'),
+  ('variant', '<15'),
+  ('sizes', '<16'),
+  ('pass', '<18'),
+  ('by', '<10'),
+  ('median ms', '>11'),
+  ('min ms', '>11'),
+  ('temp MiB', '>10'),
+  ('GFLOP/s', '>9'),
+  ('of peak', '>8'),
+  ('speed-up', '>9'),
 )
 
 
-def _pass_function(name: str, implementation: str) -> Callable[..., Any]:
-  """Returns the function of (arguments, cotangents) that a pass computes."""
-  run = functools.partial(delta_rule, implementation=implementation)
-
-  def forward(arguments, cotangents):
-    del cotangents
-    return run(**arguments)
-
-  def forward_backward(arguments, cotangents):
-    values, pullback = jax.vjp(lambda a: run(**a), arguments)
-    return values, pullback(cotangents)
-
-  return {'forward': forward, 'forward_backward': forward_backward}[name]
-
-
 def time_alternately(
-  functions: Mapping[str, Callable[[], Any]], *, repeats: int
+  functions: Mapping[str, Callable[[], Any]],
+  *,
+  repeats: int,
+  enough_seconds: float = math.inf,
 ) -> dict[str, list[float]]:
   """Returns the seconds of each call, the functions taking turns.
 
@@ -51,13 +55,22 @@ def time_alternately(
   call that is not counted comes first: the caches and the pages of memory are
   then its own and not those of the function before.
 
+  Args:
+    functions: what is called, by name.
+    repeats: the most turns.
+    enough_seconds: once these have passed, turns end after the fifth.
+
   Raises:
     ValueError: `repeats` is below 1.
   """
   if repeats < 1:
     raise ValueError(f'repeats must be at least 1, got {repeats}')
   seconds: dict[str, list[float]] = {name: [] for name in functions}
-  for _ in range(repeats):
+  begin = time.perf_counter()
+  for turn in range(repeats):
+    has_enough = time.perf_counter() - begin >= enough_seconds
+    if turn >= FEWEST_TURNS and has_enough:
+      break
     for name, function in functions.items():
       jax.block_until_ready(function())
       start = time.perf_counter()
@@ -66,45 +79,119 @@ def time_alternately(
   return seconds
 
 
+@functools.cache
+def matmul_peak(dtype: str) -> float:
+  """Returns the FLOP/s of the fastest of 5 products of 2048^2 matrices."""
+  x = jnp.ones((PEAK_SIZE, PEAK_SIZE), jnp.dtype(dtype))
+  product = jax.jit(functools.partial(jnp.dot, precision='highest'))
+  seconds = time_alternately(
+    {'product': lambda: product(x, x)}, repeats=FEWEST_TURNS
+  )
+  return 2 * PEAK_SIZE**3 / min(seconds['product'])
+
+
+def pass_function(
+  run: Callable[..., Any], pass_name: str
+) -> Callable[..., Any]:
+  """Returns the function of the arguments that a pass of `run` computes.
+
+  Cotangents are ones, for every result.
+  """
+
+  def forward(arguments):
+    return run(**arguments)
+
+  def forward_backward(arguments):
+    values, pullback = jax.vjp(lambda a: run(**a), arguments)
+    return values, pullback(jax.tree.map(jnp.ones_like, values))
+
+  return {'forward': forward, 'forward_backward': forward_backward}[pass_name]
+
+
+def _memory_limit() -> int:
+  """Returns the bytes of memory of the first device."""
+  stats = jax.devices()[0].memory_stats() or {}
+  total = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+  return stats.get('bytes_limit', total)
+
+
+def _prepare(function, arguments, limit: int):
+  """Returns (compiled program that has run once, or None; reason or None)."""
+  try:
+    program = jax.jit(function).lower(arguments).compile()
+    memory = program.memory_analysis()
+    needed = (
+      memory.argument_size_in_bytes
+      + memory.output_size_in_bytes
+      + memory.temp_size_in_bytes
+    )
+    if needed > limit:
+      return None, (
+        f'it needs {needed / 2**30:.1f} GiB of memory, the device has '
+        f'{limit / 2**30:.1f}'
+      )
+    jax.block_until_ready(program(arguments))
+  except jax.errors.JaxRuntimeError as error:
+    if 'RESOURCE_EXHAUSTED' not in str(error):
+      raise
+    return None, str(error).splitlines()[0]
+  return program, None
+
+
 def measure(
-  spec: arg_specs.ArgSpec,
+  case: benchmark_cases.Case,
   pass_name: str,
   *,
-  implementations: Sequence[str] = ('xla', BASELINE),
+  implementations: Sequence[str],
   repeats: int,
-) -> dict[str, dict[str, float]]:
-  """Measures one pass of the implementations on one shape.
+  memory_limit: int | None = None,
+) -> dict[str, Row]:
+  """Measures one pass of the implementations on one case.
+
+  Args:
+    case: what is called.
+    pass_name: one of `PASSES`.
+    implementations: names.
+    repeats: the most timed calls of each.
+    memory_limit: bytes above which nothing is run; None means the device's.
 
   Returns:
-    By implementation: `median_ms` and `min_ms` of a call, and `temp_bytes`,
-    the peak of temporary memory that the compiler reports.
+    By implementation: `median_ms` and `min_ms` of `repeats` calls,
+    `temp_bytes`, the peak of temporary memory that the compiler reports, and
+    `flops_per_s` and `peak_share`, the chunkwise form's operations
+    (`benchmark_flops`) over the median time, as they are and as a share of
+    `matmul_peak`. Or only `reason`: why it could not run.
   """
-  arguments = arg_specs.random_arguments(spec)
-  cotangents = (
-    jnp.ones_like(arguments['v']),
-    jnp.ones((spec.B, spec.HV, spec.K, spec.V), jnp.float32),
-  )
-  compiled = {
-    name: jax.jit(_pass_function(pass_name, name))
-    .lower(arguments, cotangents)
-    .compile()
-    for name in implementations
-  }
+  if case.problem:
+    return {name: {'reason': case.problem} for name in implementations}
+  limit = _memory_limit() if memory_limit is None else memory_limit
+  arguments = case.arguments()
+  programs, results = {}, {}
+  for name in implementations:
+    run = functools.partial(case.function, implementation=name)
+    function = pass_function(run, pass_name)
+    program, reason = _prepare(function, arguments, limit)
+    if program is None:
+      results[name] = {'reason': reason}
+    else:
+      programs[name] = program
   seconds = time_alternately(
-    {
-      name: functools.partial(program, arguments, cotangents)
-      for name, program in compiled.items()
-    },
+    {name: functools.partial(p, arguments) for name, p in programs.items()},
     repeats=repeats,
+    enough_seconds=_SECONDS_PER_ROW,
   )
-  return {
-    name: {
+  for name, program in programs.items():
+    rate = benchmark_flops.flops(case, pass_name)
+    rate /= statistics.median(seconds[name])
+    results[name] = {
       'median_ms': 1e3 * statistics.median(seconds[name]),
       'min_ms': 1e3 * min(seconds[name]),
+      'repeats': len(seconds[name]),
       'temp_bytes': program.memory_analysis().temp_size_in_bytes,
+      'flops_per_s': rate,
+      'peak_share': rate / matmul_peak(case.dtype),
     }
-    for name, program in compiled.items()
-  }
+  return {name: results[name] for name in implementations}
 
 
 def origin() -> Row:
@@ -117,43 +204,108 @@ def origin() -> Row:
   }
 
 
-def rows(specs: Iterable[arg_specs.ArgSpec], *, repeats: int) -> Iterable[Row]:
-  """Yields a row per shape and pass; ratios are recurrent / xla."""
-  for spec in specs:
-    for pass_name in PASSES:
-      results = measure(spec, pass_name, repeats=repeats)
-      xla, baseline = results['xla'], results[BASELINE]
+def _ratio(results: Mapping[str, Row], field: str) -> float | None:
+  """Returns baseline / chunkwise; None where one of them is missing."""
+  above, below = (results.get(n, {}) for n in (BASELINE, CHUNKWISE))
+  if field not in above or field not in below:
+    return None
+  return above[field] / max(below[field], 1e-9)
+
+
+def rows(suite: benchmark_cases.Suite, *, repeats: int) -> Iterator[Row]:
+  """Yields a row per case and pass; ratios are recurrent / xla, or None."""
+  for case in suite.cases:
+    names = suite.implementations or [
+      name
+      for name, reason in benchmark_cases.OPS[case.op].explain()
+      if reason is None
+    ]
+    for pass_name in suite.passes:
+      results = measure(case, pass_name, implementations=names, repeats=repeats)
       yield {
         'kind': 'kernel',
-        'op': 'delta_rule',
+        'suite': suite.name,
+        **suite.settings,
+        'op': case.op,
+        'variant': case.variant,
         'pass': pass_name,
-        'shape': {
-          'name': spec.name,
-          'dtype': spec.dtype,
-          **{axis: getattr(spec, axis) for axis in 'B T H HV K V'.split()},
-        },
-        'repeats': repeats,
+        'shape': case.shape,
+        'flops': benchmark_flops.flops(case, pass_name),
+        'matmul_flops_per_s': matmul_peak(case.dtype),
         'results': results,
-        'speed_up': baseline['median_ms'] / xla['median_ms'],
-        'temp_ratio': baseline['temp_bytes'] / max(1, xla['temp_bytes']),
+        'speed_up': _ratio(results, 'median_ms'),
+        'temp_ratio': _ratio(results, 'temp_bytes'),
         **origin(),
       }
 
 
-def format_row(row: Row) -> str:
-  """Returns a row as a line under `header`."""
-  xla, baseline = row['results']['xla'], row['results'][BASELINE]
+def growth(found: Iterable[Row]) -> Iterator[Row]:
+  """Yields how time and temporary memory of `xla` grow from T to 8 T.
+
+  Rows differ in T alone, within an op and its variant. Times are those of the
+  fastest calls, which other load disturbs least.
+  """
+  curves: dict[tuple[str, str], dict[int, Row]] = {}
+  for row in found:
+    if 'min_ms' in row['results'][CHUNKWISE]:
+      curve = curves.setdefault((row['op'], row['variant']), {})
+      curve[row['shape']['T']] = row['results'][CHUNKWISE]
+  for (op, variant), curve in curves.items():
+    for length in sorted(curve):
+      if 8 * length in curve:
+        short, long = curve[length], curve[8 * length]
+        yield {
+          'op': op,
+          'variant': variant,
+          'T': length,
+          'time': long['min_ms'] / short['min_ms'],
+          'memory': long['temp_bytes'] / short['temp_bytes'],
+        }
+
+
+def format_growth(found: Row) -> str:
+  """Returns a line of `growth`, held against its limit."""
+  most = max(found['time'], found['memory'])
+  verdict = 'within' if most <= MOST_GROWTH else 'ABOVE'
   return (
-    f'{row["shape"]["name"]:<10}{row["pass"]:<18}{xla["median_ms"]:>10.1f}'
-    f'{baseline["median_ms"]:>14.1f}{row["speed_up"]:>10.1f}'
-    f'{xla["temp_bytes"] / 2**20:>10.1f}'
-    f'{baseline["temp_bytes"] / 2**20:>15.1f}'
+    f'{found["op"]} {found["variant"]}, T = {found["T"]}: time(8T)/time(T) '
+    f'{found["time"]:.2f}, memory {found["memory"]:.2f}, {verdict} '
+    f'{MOST_GROWTH}'
+  )
+
+
+def _line(values: Iterable[str]) -> str:
+  return ''.join(
+    f'{value:{width}}'
+    for value, (_, width) in zip(values, _COLUMNS, strict=True)
   )
 
 
 def header() -> str:
   """Returns the heading of the table."""
-  return _HEADER
+  return _line(name for name, _ in _COLUMNS)
+
+
+def format_row(row: Row) -> Iterator[str]:
+  """Yields a line under `header` per implementation."""
+  start = (row['op'], row['variant'], row['shape']['name'], row['pass'])
+  for name, result in row['results'].items():
+    if 'reason' in result:
+      yield _line((*start, name, *[''] * 6)).rstrip() + f'  {result["reason"]}'
+      continue
+    speed_up = row['speed_up'] if name == CHUNKWISE else None
+    yield _line(
+      (
+        *start,
+        name,
+        f'{result["median_ms"]:.1f}',
+        f'{result["min_ms"]:.1f}',
+        f'{result["temp_bytes"] / 2**20:.1f}',
+        f'{result["flops_per_s"] / 1e9:.1f}',
+        f'{result["peak_share"]:.1%}',
+        '' if speed_up is None else f'{speed_up:.1f}',
+      )
+    )
 
 
 def to_lines(found: Iterable[Row]) -> str:

@@ -25,8 +25,9 @@ class DataConfig:
     tokenizer: `byte`, or the path of a Hugging Face `tokenizer.json`.
     sequence_length: tokens a training window predicts.
     batch_size: windows per optimizer step, all micro-batches together.
-    held_out_modulus: a document is held out when the hash of its path (of its
-      path and line for rows) is 0 modulo this.
+    held_out_modulus: a document is for validation when the hash of its path
+      (of its path and line for rows) is 0 modulo this, and for the test, held
+      out, when it is 1.
     max_bad_fraction: share of unreadable documents above which reading stops.
     shuffle_seed: seed of the global order of the windows.
   """
@@ -62,7 +63,21 @@ class OptimizerConfig:
 
   The learning rate rises linearly from `initial_learning_rate` to
   `peak_learning_rate` over `warmup_steps` and falls along a cosine to
-  `final_learning_rate` at the last step.
+  `final_learning_rate` at the end of the run.
+
+  Attributes:
+    peak_learning_rate: the greatest learning rate, without a unit like all
+      three: Adam's update of a parameter, about 1 in size, is multiplied by it.
+    initial_learning_rate: the learning rate of the first step.
+    final_learning_rate: the learning rate at the end of the run.
+    warmup_steps: optimizer steps of the rise, fewer than those of the run.
+    b1: share of the mean gradient that is kept from step to step.
+    b2: share of the mean squared gradient that is kept from step to step.
+    eps: added to the root of the mean squared gradient, and in its unit.
+    weight_decay: times the learning rate, the share of a parameter that a step
+      takes off it; the scales of norms are spared.
+    clip_norm: greatest norm, over all parameters, of the gradient of the mean
+      loss in nats per token; a greater one is scaled down to it.
   """
 
   peak_learning_rate: float = 3e-4
@@ -103,8 +118,9 @@ class TrainingConfig:
     gradient_accumulation_steps: micro-batches per step, weighted by tokens.
     seed: seed of the parameters.
     log_every_steps: distance of the logged lines.
-    spike_sigmas: a step whose loss or gradient norm lies this many standard
-      deviations above the mean of the last `spike_window` is not applied.
+    spike_sigmas: a step whose loss, or logarithm of the gradient norm, lies
+      this many standard deviations above the mean of the last `spike_window` is
+      not applied.
     spike_window: number of past steps the mean and deviation are taken over.
     max_bad_steps: refused steps in a row that stop the run.
   """
@@ -135,12 +151,12 @@ class TrainingConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-  """Held-out evaluation.
+  """Evaluation on the validation split in the loop, on the test split after it.
 
   Attributes:
     every_steps: distance of the evaluations in the loop.
-    num_tokens: held-out tokens of an evaluation in the loop (the last one of
-      a run reads them all).
+    num_tokens: tokens scored by an evaluation in the loop (the last one of a
+      run, and that of the test, score all).
     context_length: tokens the model sees at once; windows overlap by half and
       only the newer half of each is scored, so every token has at least half
       a window before it.
@@ -199,7 +215,16 @@ class CheckpointConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainLMConfig:
-  """A language-model training run, whole."""
+  """A language-model training run, whole.
+
+  Attributes:
+    model: the network; `vocab_size` at least that of the tokenizer.
+    data: what is read, and the shape of a batch.
+    optimizer: the rule of an update.
+    training: length of the run and handling of bad steps.
+    evaluation: when and how the model is measured.
+    checkpoint: when the state is saved, and what is kept.
+  """
 
   model: model_config.ModelConfig
   data: DataConfig = DataConfig()

@@ -10,8 +10,16 @@ from absl import app
 from experiments import environment
 from pallas_kernels import dispatch
 from pallas_kernels.delta_rule import api as delta_rule_api
+from pallas_kernels.delta_rule import product_api
+from pallas_kernels.diagonal_plus_low_rank import api as low_rank_api
+from pallas_kernels.linear_attention import api as linear_attention_api
 
-OPS = (delta_rule_api.DELTA_RULE,)
+OPS = (
+  delta_rule_api.DELTA_RULE,
+  product_api.DELTA_PRODUCT,
+  low_rank_api.DIAGONAL_PLUS_LOW_RANK,
+  linear_attention_api.LINEAR_ATTENTION,
+)
 
 
 def _op_lines(op: dispatch.Op) -> Iterator[str]:

@@ -13,7 +13,7 @@ import numpy as np
 from experiments import atomic_file
 
 _TRAINING_COLOUR = 'tab:blue'
-_HELD_OUT_COLOUR = 'tab:red'
+_EVALUATION_COLOUR = 'tab:red'
 _REFERENCE_COLOUR = '0.45'
 
 
@@ -48,19 +48,29 @@ def _draw_training(panel: axes.Axes, steps, loss) -> None:
   panel.set_ylabel('training loss (nats/token)')
 
 
-def _draw_held_out(
-  panel: axes.Axes, steps, bits_per_byte, references: Mapping[str, float]
+def _draw_evaluation(
+  panel: axes.Axes,
+  steps,
+  bits_per_byte,
+  held_out: float | None,
+  references: Mapping[str, float],
 ) -> None:
   panel.plot(
-    steps, bits_per_byte, color=_HELD_OUT_COLOUR, marker='o', markersize=3
+    steps, bits_per_byte, color=_EVALUATION_COLOUR, marker='o', markersize=3
   )
+  last = bits_per_byte[-1]
+  reached, lowest = f'validation {last:.3f}', last
+  if held_out is not None:
+    panel.plot(steps[-1], held_out, color=_EVALUATION_COLOUR, marker='*')
+    reached += f', held-out {held_out:.3f} (star)'
+    lowest = min(last, held_out)
   panel.annotate(
-    f'{bits_per_byte[-1]:.3f}',
-    (steps[-1], bits_per_byte[-1]),
+    reached,
+    (steps[-1], lowest),
     xytext=(0, -14),
     textcoords='offset points',
     ha='right',
-    color=_HELD_OUT_COLOUR,
+    color=_EVALUATION_COLOUR,
   )
   for label, value in references.items():
     panel.axhline(value, color=_REFERENCE_COLOUR, linewidth=1, linestyle='--')
@@ -75,7 +85,7 @@ def _draw_held_out(
       fontsize='small',
     )
   panel.margins(y=0.12)
-  panel.set_ylabel('held-out bits per byte')
+  panel.set_ylabel('bits per byte')
 
 
 def _save(drawing: figure.Figure, path: str | os.PathLike) -> None:
@@ -88,9 +98,10 @@ def draw_loss(
   rows: Sequence[Mapping[str, Any]],
   path: str | os.PathLike,
   *,
+  held_out: float | None = None,
   references: Mapping[str, float] | None = None,
 ) -> None:
-  """Draws training loss and held-out bits per byte against the step.
+  """Draws training loss and validation bits per byte against the step.
 
   Points that are not finite are left out.
 
@@ -98,20 +109,23 @@ def draw_loss(
     rows: of `metrics.read_rows`: 'loss' of the train rows (nats per token) and
       'bits_per_byte' of the eval rows. One kind may be missing.
     path: where the PNG goes; an old one is replaced.
-    references: label -> bits per byte of what the model is held against, such
-      as general compressors.
+    held_out: bits per byte of the trained model on the held-out text.
+    references: label -> bits per byte on that text of what the model is held
+      against, such as general compressors.
 
   Raises:
     ValueError: no row has a finite value to draw.
   """
   training = _points(rows, 'train', 'loss')
-  held_out = _points(rows, 'eval', 'bits_per_byte')
+  evaluation = _points(rows, 'eval', 'bits_per_byte')
   draw = []
   if training[0].size:
     draw.append(lambda panel: _draw_training(panel, *training))
-  if held_out[0].size:
+  if evaluation[0].size:
     draw.append(
-      lambda panel: _draw_held_out(panel, *held_out, references or {})
+      lambda panel: _draw_evaluation(
+        panel, *evaluation, held_out, references or {}
+      )
     )
   if not draw:
     raise ValueError(

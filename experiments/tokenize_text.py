@@ -28,7 +28,7 @@ def define_flags() -> None:
   flags.DEFINE_integer(
     'held_out_modulus',
     default.held_out_modulus,
-    'One document in this many is held out.',
+    'One document in this many is for validation, and one for the test.',
   )
   flags.DEFINE_float(
     'max_bad_fraction',

@@ -1,4 +1,4 @@
-"""Trains a byte-level BPE tokenizer on the documents that are not held out.
+"""Trains a byte-level BPE tokenizer on the documents of the train split.
 
 Example:
     python -m experiments.train_tokenizer --files='corpus/**/*.txt' \
@@ -27,7 +27,7 @@ def define_flags() -> None:
   flags.DEFINE_integer('vocab_size', 8192, 'Ids, bytes and BOS included.')
   flags.DEFINE_string('output', None, 'File to write.', required=True)
   flags.DEFINE_integer(
-    'held_out_modulus', default.held_out_modulus, 'One document in N is unread.'
+    'held_out_modulus', default.held_out_modulus, 'Two in N are left unread.'
   )
 
 
@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> None:
   texts = (
     document.text
     for document in preparation.read_documents(data_config)
-    if not token_store.is_held_out(document.id, args.held_out_modulus)
+    if token_store.split_of(document.id, args.held_out_modulus) == 'train'
   )
   content = tokenizers.train_byte_level_bpe(texts, args.vocab_size)
   atomic_file.replace(args.output, content)

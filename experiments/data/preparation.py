@@ -10,6 +10,7 @@ from experiments.data import corpus
 from experiments.data import text_files
 from experiments.data import token_store
 from experiments.data import tokenizers
+from experiments.training import shutdown
 
 
 def read_documents(data_config: config.DataConfig) -> text_files.Documents:
@@ -26,15 +27,19 @@ def read_documents(data_config: config.DataConfig) -> text_files.Documents:
 
 
 def prepare_store(
-  data_config: config.DataConfig, workdir: str | os.PathLike[str]
+  data_config: config.DataConfig,
+  workdir: str | os.PathLike[str],
+  *,
+  stop: shutdown.ShutdownRequest | None = None,
 ) -> token_store.TokenStore:
   """Opens the store of the config, or builds it under `workdir`/tokens.
 
-  A store named by `data.store` keeps the held-out split it was written with.
+  A store named by `data.store` keeps the splits it was written with.
 
   Raises:
     ValueError: the store is missing, damaged, of another tokenizer, or
       `workdir` holds one of other documents.
+    shutdown.ShutdownError: asked to stop; no store is left unfinished.
   """
   tokenizer = tokenizers.load_tokenizer(data_config.tokenizer)
   if data_config.store:
@@ -42,11 +47,12 @@ def prepare_store(
     _check_tokenizer(store, tokenizer)
   else:
     store = write_documents(
-      data_config, tokenizer, pathlib.Path(workdir, 'tokens')
+      data_config, tokenizer, pathlib.Path(workdir, 'tokens'), stop=stop
     )
   logging.info('%s', store.summary())
-  if not store.meta.splits['held_out'].num_documents:
-    logging.warning('No document is held out: nothing can be evaluated')
+  for name, split in store.meta.splits.items():
+    if not split.num_documents:
+      logging.warning('No document is in the split %r', name)
   return store
 
 
@@ -54,14 +60,22 @@ def write_documents(
   data_config: config.DataConfig,
   tokenizer: tokenizers.Tokenizer,
   directory: str | os.PathLike[str],
+  *,
+  stop: shutdown.ShutdownRequest | None = None,
 ) -> token_store.TokenStore:
-  """Writes, or reuses, the store of a config's documents; names bad ones."""
+  """Writes, or reuses, the store of a config's documents; names bad ones.
+
+  Raises:
+    ValueError, text_files.BadDocumentsError, shutdown.ShutdownError: see
+      `token_store.write_store`.
+  """
   documents = read_documents(data_config)
   store = token_store.write_store(
     directory,
     documents,
     tokenizer,
     held_out_modulus=data_config.held_out_modulus,
+    stop=stop,
   )
   for line in documents.first_bad:
     logging.warning('Skipped %s', line)

@@ -8,8 +8,10 @@ import pathlib
 from typing import Any
 
 FILE_NAME = 'meta.json'
-SPLITS = ('train', 'held_out')
-FORMAT_VERSION = 1
+# By the remainder of a document's hash: 0, 1, all others. What is tuned reads
+# `validation`; `test`, the held-out text, is read by a run's report alone.
+SPLITS = ('validation', 'test', 'train')
+FORMAT_VERSION = 2
 REBUILD = 'delete the store and write it again'
 
 _HASHED_BYTES = 1 << 24
@@ -37,9 +39,9 @@ class StoreMeta:
     tokenizer: its name.
     tokenizer_fingerprint: see `experiments.data.tokenizers`.
     sources_fingerprint: see `token_store.SourcesHash`.
-    held_out_modulus: see `token_store.is_held_out`.
+    held_out_modulus: see `token_store.split_of`.
     bad_counts: skipped documents by reason.
-    splits: by name.
+    splits: by name, one of `SPLITS`.
   """
 
   format_version: int

@@ -1,7 +1,7 @@
 """A memory-mapped store of tokenised documents.
 
     DIRECTORY/meta.json             written last; sizes, digests, fingerprints
-    DIRECTORY/{train,held_out}/
+    DIRECTORY/{train,validation,test}/
       tokens.bin                    uint16 or uint32, little endian
       offsets.npy                   int64 [documents + 1], document starts
 
@@ -9,7 +9,7 @@ Every document is BOS and its tokens. The directory appears by one rename of a
 finished sibling: a store either opens whole or does not exist.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 import dataclasses
 import errno
 import hashlib
@@ -25,6 +25,7 @@ import numpy as np
 from experiments.data import store_meta
 from experiments.data import text_files
 from experiments.data import tokenizers
+from experiments.training import shutdown
 
 _MEGABYTE = 1_000_000
 _PROGRESS_SECONDS = 10
@@ -35,7 +36,7 @@ class Split:
   """The tokens of one split.
 
   Attributes:
-    name: `train` or `held_out`.
+    name: one of `store_meta.SPLITS`.
     tokens: all documents after one another, each opened by BOS.  # [N]
     offsets: document starts, and N at the end.  # [documents + 1]
     num_bytes: UTF-8 bytes of the documents' text.
@@ -83,7 +84,7 @@ class TokenStore:
     return hashlib.sha256(identity.encode()).hexdigest()
 
   def split(self, name: str) -> Split:
-    """Returns the split `train` or `held_out`."""
+    """Returns a split by its name, one of `store_meta.SPLITS`."""
     if name not in store_meta.SPLITS:
       raise ValueError(
         f'split must be one of {store_meta.SPLITS}, got {name!r}'
@@ -159,9 +160,14 @@ class SourcesHash:
     return self._hash.hexdigest()
 
 
-def is_held_out(document_id: str, modulus: int) -> bool:
-  """Whether sha256(id), as a big-endian integer, is 0 modulo `modulus`."""
-  return int.from_bytes(_id_digest(document_id)) % modulus == 0
+def split_of(document_id: str, modulus: int) -> str:
+  """Returns the name of a document's split.
+
+  With sha256(id) as a big-endian integer, that is `validation` where the
+  integer is 0 modulo `modulus`, `test` where it is 1, and `train` elsewhere.
+  """
+  remainder = int.from_bytes(_id_digest(document_id)) % modulus
+  return store_meta.SPLITS[min(remainder, len(store_meta.SPLITS) - 1)]
 
 
 def write_store(
@@ -170,6 +176,7 @@ def write_store(
   tokenizer: tokenizers.Tokenizer,
   *,
   held_out_modulus: int,
+  stop: shutdown.ShutdownRequest | None = None,
 ) -> TokenStore:
   """Tokenises documents into a store, or reuses an equal one.
 
@@ -177,12 +184,15 @@ def write_store(
     directory: where the store goes; absent, empty, or an equal store.
     documents: read once to write a store, once to recognise an equal one.
     tokenizer: of all documents.
-    held_out_modulus: one document in this many is held out.
+    held_out_modulus: one document in this many is for validation, and one
+      for the test.
+    stop: looked at before every document.
 
   Raises:
     ValueError: the directory holds something else, or no document would be
       left to train on.
     text_files.BadDocumentsError: too many documents are unreadable.
+    shutdown.ShutdownError: asked to stop; the directory is as it was.
   """
   if held_out_modulus < 1:
     raise ValueError(
@@ -194,13 +204,13 @@ def write_store(
       raise ValueError(
         f'{directory} holds other files: choose an absent or empty directory'
       )
-    return _reuse(directory, documents, tokenizer, held_out_modulus)
+    return _reuse(directory, documents, tokenizer, held_out_modulus, stop)
   directory.parent.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory(
     prefix=f'.{directory.name}.', suffix='.unfinished', dir=directory.parent
   ) as temporary:
     staged = pathlib.Path(temporary, 'store')
-    meta = _write(staged, documents, tokenizer, held_out_modulus)
+    meta = _write(staged, documents, tokenizer, held_out_modulus, stop)
     try:
       os.rename(staged, directory)
     except OSError as error:
@@ -259,6 +269,7 @@ def _write(
   documents: text_files.Documents,
   tokenizer: tokenizers.Tokenizer,
   modulus: int,
+  stop: shutdown.ShutdownRequest | None,
 ) -> store_meta.StoreMeta:
   dtype = '<u2' if tokenizer.vocab_size <= 1 << 16 else '<u4'
   writers = {
@@ -266,7 +277,7 @@ def _write(
     for name in store_meta.SPLITS
   }
   try:
-    sources = _fill(writers, documents, tokenizer, modulus)
+    sources = _fill(writers, documents, tokenizer, modulus, stop)
     meta = store_meta.StoreMeta(
       format_version=store_meta.FORMAT_VERSION,
       dtype=dtype,
@@ -297,13 +308,14 @@ def _fill(
   documents: text_files.Documents,
   tokenizer: tokenizers.Tokenizer,
   modulus: int,
+  stop: shutdown.ShutdownRequest | None,
 ) -> SourcesHash:
   sources = SourcesHash()
   num_bytes = 0
-  for document in documents:
+  for document in _until_asked(documents, stop):
     text = document.text.encode('utf-8')
     sources.add(document.id, text)
-    split = 'held_out' if is_held_out(document.id, modulus) else 'train'
+    split = split_of(document.id, modulus)
     writers[split].add(tokenizer.encode(document.text), len(text))
     num_bytes += len(text)
     if num_bytes > _MEGABYTE:
@@ -317,15 +329,29 @@ def _fill(
   return sources
 
 
+def _until_asked(
+  documents: text_files.Documents, stop: shutdown.ShutdownRequest | None
+) -> Iterator[text_files.Document]:
+  """Yields the documents; raises ShutdownError before the next if asked to."""
+  for document in documents:
+    if stop:
+      raise shutdown.ShutdownError(
+        f'{stop.name}: stopped after {documents.num_read - 1:,} documents of '
+        'the corpus; the same command reads them again and resumes'
+      )
+    yield document
+
+
 def _reuse(
   directory: pathlib.Path,
   documents: text_files.Documents,
   tokenizer: tokenizers.Tokenizer,
   modulus: int,
+  stop: shutdown.ShutdownRequest | None,
 ) -> TokenStore:
   store = TokenStore.open(directory)
   sources = SourcesHash()
-  for document in documents:
+  for document in _until_asked(documents, stop):
     sources.add(document.id, document.text.encode('utf-8'))
   wanted = {
     'format_version': store_meta.FORMAT_VERSION,

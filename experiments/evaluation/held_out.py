@@ -1,4 +1,4 @@
-"""Bits per byte on held-out text."""
+"""Bits per byte on text that was not trained on: validation or test."""
 
 from collections.abc import Iterator
 import functools
@@ -79,7 +79,7 @@ def evaluate(
   Args:
     model_config: the model's configuration.
     params: its parameters.
-    split: the held-out split.
+    split: the one to measure on.
     config: `context_length` and `batch_size` are read.
     num_tokens: about how many tokens are scored, in windows spread evenly over
       the split; None: all of them.

@@ -72,10 +72,10 @@ class TrigramModel:
 
 def measure(
   train_split: token_store.Split,
-  held_out_split: token_store.Split,
+  test_split: token_store.Split,
   tokenizer: tokenizers.Tokenizer,
 ) -> dict[str, float]:
-  """Returns bits per byte on the held-out text, its documents joined.
+  """Returns bits per byte on the held-out test text, its documents joined.
 
   `order_2` is a `TrigramModel` of the first 64 MiB of the training text; `zlib`
   (level 9) and `xz` (preset 9, extreme) see the held-out text alone.
@@ -84,13 +84,13 @@ def measure(
     ValueError: nothing is held out, or the tokenizer does not give the text
       back exactly.
   """
-  text = b''.join(_texts(held_out_split, tokenizer))
+  text = b''.join(_texts(test_split, tokenizer))
   if not text:
-    raise ValueError('no text is held out: lower held_out_modulus')
-  if len(text) != held_out_split.num_bytes:
+    raise ValueError('no text is in the test split: lower held_out_modulus')
+  if len(text) != test_split.num_bytes:
     raise ValueError(
       f'the tokenizer {tokenizer.name!r} gives {len(text)} bytes of '
-      f'{held_out_split.num_bytes} back: bits per byte need an exact one'
+      f'{test_split.num_bytes} back: bits per byte need an exact one'
     )
   model = TrigramModel(_head(_texts(train_split, tokenizer), _TRAIN_BYTES))
   xz = lzma.compress(text, preset=9 | lzma.PRESET_EXTREME)

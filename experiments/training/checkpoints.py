@@ -4,8 +4,8 @@ The train state and its metadata (step, data position, fingerprints, ...) are
 published together, by one rename (`step_directories`).
 
 Reading changes nothing on the disk, so another program may read while a run
-writes. The first `save` takes the directory into use: it removes leftovers and
-moves the checkpoints that `restore` found damaged to `<step>.damaged`.
+writes. A `save` first removes what killed and failed ones left, and moves the
+checkpoints that `restore` found damaged to `<step>.damaged`.
 
 Nothing in a checkpoint is loaded as code: it is JSON and compressed arrays.
 """
@@ -76,7 +76,6 @@ class Checkpoints:
     self._errors: list[Exception] = []  # Of the failed saves in a row.
     self._current: int | None = None  # The step last restored or saved.
     self._damaged: dict[int, str] = {}
-    self._in_use = False
     # Orbax explains one failed write in hundreds of lines; ours is one line.
     logging.get_absl_logger().addFilter(_is_not_from_orbax)
 
@@ -184,6 +183,9 @@ class Checkpoints:
     """Ends the writing thread after the save under way; raises nothing."""
     self._join()
     self._executor.shutdown()
+    if self._errors:
+      # Of a failed save, orbax's threads write on for a moment.
+      self._files.remove_leftovers()
 
   def _newest_whole(self) -> int | None:
     self._join()
@@ -215,10 +217,9 @@ class Checkpoints:
       )
 
   def _make_room(self) -> None:
-    """Moves damaged checkpoints aside; at first also removes leftovers."""
-    if not self._in_use:
-      self._files.remove_leftovers()
-      self._in_use = True
+    """Removes leftovers and moves damaged checkpoints aside."""
+    self._files.create()
+    self._files.remove_leftovers()
     self._files.move_aside(self._damaged)
     self._damaged.clear()
 
@@ -251,7 +252,7 @@ class Checkpoints:
     logging.warning(
       'saving checkpoint %d failed, the run goes on: %s', step, _one_line(error)
     )
-    self._files.discard(step)
+    self._files.remove_leftovers()
 
   def _join(self) -> None:
     """Waits for the save under way and takes note of how it ended."""

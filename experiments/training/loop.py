@@ -47,16 +47,15 @@ def _check_fit(config, store: token_store.TokenStore) -> None:
   """Refuses what could only fail later, before the directory is tied to it.
 
   Raises:
-    ValueError: nothing is held out, the vocabulary is too small, or model and
+    ValueError: a split has no text, the vocabulary is too small, or model and
       optimizer cannot be built from the config.
   """
-  held_out_split = store.split('held_out')
-  if len(held_out_split.tokens) == held_out_split.num_documents:
-    raise ValueError(
-      'no text is held out, so that nothing could be evaluated: give more '
-      f'documents or lower data.held_out_modulus, now '
-      f'{store.meta.held_out_modulus}'
-    )
+  for name, split in store.meta.splits.items():
+    if split.num_tokens == split.num_documents:
+      raise ValueError(
+        f'no text is in the split {name!r}: give more documents or change '
+        f'data.held_out_modulus, now {store.meta.held_out_modulus}'
+      )
   if config.model.vocab_size < store.meta.vocab_size:
     raise ValueError(
       f'model.vocab_size must be at least {store.meta.vocab_size}, that of the '
@@ -149,7 +148,7 @@ def _is_due(step: int, every: int, last: int) -> bool:
 
 
 def _evaluate(config, state, step, split, metrics, progress) -> None:
-  """Writes the evaluation of a step; the last one reads all of the text."""
+  """Writes the evaluation of a step; the last one scores the whole split."""
   last = step == config.training.num_steps
   result = held_out.evaluate(
     config.model,
@@ -160,7 +159,7 @@ def _evaluate(config, state, step, split, metrics, progress) -> None:
   )
   metrics.write('eval', step, result)
   progress.note(
-    f'step {step:,}: held-out bits/byte {result["bits_per_byte"]:.4f} '
+    f'step {step:,}: validation bits/byte {result["bits_per_byte"]:.4f} '
     f'({result["tokens"]:,} tokens)'
   )
 
@@ -198,7 +197,7 @@ def _run(config, workdir, store, identity, stop) -> train_step.State | None:
       is_due = _is_due(step, config.evaluation.every_steps, last)
       if is_due and not metrics.has('eval', step):
         log.flush()
-        split = store.split('held_out')
+        split = store.split('validation')
         _evaluate(config, state, step, split, metrics, progress)
         log.restart_clock()
       if step < last:
@@ -225,7 +224,10 @@ def train(config: config_lib.TrainLMConfig, root: str) -> str:
     TrainingStoppedError: too many steps in a row were refused.
   """
   with workdir_lib.locked(root) as workdir, shutdown.requested() as stop:
-    store = preparation.prepare_store(config.data, workdir.root)
+    try:
+      store = preparation.prepare_store(config.data, workdir.root, stop=stop)
+    except shutdown.ShutdownError as error:
+      return f'interrupted\n{error}'
     _check_fit(config, store)
     identity = _identity(config, store)
     workdir_lib.claim(workdir, identity)

@@ -1,4 +1,7 @@
-"""What a finished run leaves: baselines, a sample, the figure, a summary."""
+"""What a finished run leaves: its test, baselines, a sample, the figure.
+
+Nothing else reads the test split: what is tuned, is tuned on validation.
+"""
 
 import json
 import math
@@ -13,6 +16,7 @@ from experiments import plotting
 from experiments import text_generation
 from experiments.data import token_store
 from experiments.data import tokenizers
+from experiments.evaluation import held_out
 from experiments.evaluation import text_baselines
 from experiments.training import metrics as metrics_lib
 from experiments.training import workdir as workdir_lib
@@ -20,6 +24,7 @@ from experiments.training import workdir as workdir_lib
 _PROMPT = 'def '
 _SAMPLE_TOKENS = 400
 _SAMPLING = deltanet_jax.Sampling(temperature=0.7)
+_LABELS = {'order_2': 'order-2 n-gram', 'zlib': 'zlib', 'xz': 'xz'}
 
 
 def _sample(config, params, tokenizer) -> str:
@@ -40,7 +45,7 @@ def _baselines(store, tokenizer) -> dict[str, float]:
   """Returns `text_baselines.measure`, empty where the text is not exact."""
   try:
     return text_baselines.measure(
-      store.split('train'), store.split('held_out'), tokenizer
+      store.split('train'), store.split('test'), tokenizer
     )
   except ValueError as error:
     logging.warning('nothing to compare with: %s', error)
@@ -65,23 +70,33 @@ def write(
   workdir: workdir_lib.Workdir,
   identity: dict[str, Any],
 ) -> dict[str, Any]:
-  """Writes samples.txt, loss.png and, last, report.json; returns the report.
+  """Tests a trained model; writes samples.txt, loss.png and, last, report.json.
 
-  The report carries `WARNED_PARTS` of the identity: where and by what the run
-  was finished.
+  The returned report's `held_out_...` are of the whole test split, its
+  `validation_...` of the last evaluation in the loop. It carries `WARNED_PARTS`
+  of the identity: where and by what the run was finished.
   """
   tokenizer = tokenizers.load_tokenizer(config.data.tokenizer)
+  test = held_out.evaluate(
+    config.model, params, store.split('test'), config.evaluation
+  )
   baselines = _baselines(store, tokenizer)
   sample = _sample(config, params, tokenizer)
   atomic_file.replace(workdir.samples, sample + '\n')
   rows = metrics_lib.read_rows(workdir.metrics)
-  plotting.draw_loss(rows, workdir.loss_figure, references=baselines)
+  plotting.draw_loss(
+    rows,
+    workdir.loss_figure,
+    held_out=test['bits_per_byte'],
+    references={_LABELS[name]: value for name, value in baselines.items()},
+  )
   last = [row for row in rows if row['kind'] == 'eval'][-1]
   report = {
     'step': last['step'],
-    'held_out_bits_per_byte': last['bits_per_byte'],
-    'held_out_tokens': last['tokens'],
-    'held_out_bytes': store.meta.splits['held_out'].num_bytes,
+    'held_out_bits_per_byte': test['bits_per_byte'],
+    'held_out_tokens': test['tokens'],
+    'held_out_bytes': store.meta.splits['test'].num_bytes,
+    'validation_bits_per_byte': last['bits_per_byte'],
     'baselines': baselines,
     'parameters': deltanet_jax.count_parameters(config.model),
     **_totals(rows),
@@ -119,9 +134,8 @@ def describe(report: dict[str, Any], workdir: workdir_lib.Workdir) -> str:
     f'held-out bits/byte {report["held_out_bits_per_byte"]:.3f}',
   ]
   if baselines := report['baselines']:
-    lines.append(
-      'on the same bytes: '
-      f'order-2 n-gram {baselines["order_2"]:.3f}, '
-      f'zlib {baselines["zlib"]:.3f}, xz {baselines["xz"]:.3f}'
+    compared = ', '.join(
+      f'{_LABELS[name]} {value:.3f}' for name, value in baselines.items()
     )
+    lines.append(f'on the same bytes: {compared}')
   return '\n'.join(lines)

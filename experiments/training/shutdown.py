@@ -1,10 +1,14 @@
-"""Turns SIGTERM and Ctrl-C into a request that the loop reads."""
+"""Turns SIGTERM and Ctrl-C into a request that long loops read."""
 
 from collections.abc import Iterator
 import contextlib
 import signal
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class ShutdownError(Exception):
+  """Work ended early because the process was asked to end."""
 
 
 class ShutdownRequest:

@@ -24,6 +24,11 @@ def init(config: config_lib.TrainingConfig) -> State:
   }
 
 
+def _log_norm(values: jax.Array) -> jax.Array:
+  """Returns (loss, norm), stacked along the first axis, as (loss, log norm)."""
+  return values.at[1].set(jnp.log(values[1]))
+
+
 def judge(
   state: State,
   loss: jax.Array,
@@ -32,9 +37,13 @@ def judge(
 ) -> tuple[jax.Array, State]:
   """Returns whether to apply a step, and the new state.
 
-  A step is refused when its loss or its gradient norm is not finite, or lies
-  more than `spike_sigmas` standard deviations above the mean of the last
-  `spike_window` accepted steps (once there are that many).
+  A step is refused when its loss or its gradient norm is not finite, or when
+  its loss or the logarithm of its norm lies more than `spike_sigmas` standard
+  deviations above the mean of the last `spike_window` accepted steps (once
+  there are that many). Norms are positive and heavy-tailed, nearer to
+  log-normal than to normal: on their own scale more healthy steps lie many
+  deviations above the mean. A norm of 0, which has no finite logarithm, is
+  accepted and left out of the mean and the deviation.
 
   Args:
     state: the guard's state.
@@ -47,9 +56,13 @@ def judge(
   """
   values = jnp.stack([loss, gradient_norm])  # [2]
   history = state['history']
-  limit = history.mean(1) + config.spike_sigmas * history.std(1)
+  past = _log_norm(history)
+  known = jnp.isfinite(past)
+  deviation = past.std(1, where=known)
+  limit = past.mean(1, where=known) + config.spike_sigmas * deviation
+  is_spike = _log_norm(values) > limit  # False for a limit that is NaN
   warm = state['num_accepted'] >= config.spike_window
-  accepted = jnp.all(jnp.isfinite(values) & (~warm | (values <= limit)))
+  accepted = jnp.all(jnp.isfinite(values) & ~(warm & is_spike))
   slot = state['num_accepted'] % config.spike_window
   return accepted, {
     'history': jnp.where(accepted, history.at[:, slot].set(values), history),

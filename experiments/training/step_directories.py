@@ -3,7 +3,7 @@
 A directory of checkpoints holds
 
     <step>/          a checkpoint: orbax's files and the seal CHECKSUMS.json
-    <step>.writing*  a save under way, or the leftover of a killed one
+    <step>.writing*  a save under way, or the leftover of one that did not end
     <step>.deleting  a checkpoint on its way out
     <step>.damaged   one that failed its check; kept for a person to look at
 
@@ -55,16 +55,22 @@ class StepDirectories:
     """Returns what is wrong with a published checkpoint, or None."""
     return seals.damage(self.path(step))
 
-  def remove_leftovers(self) -> None:
-    """Creates the directory or frees it of what a killed run left.
+  def create(self) -> None:
+    """Creates the directory, if it is not there.
 
     Raises:
-      OSError: the directory cannot be created or changed.
+      OSError: it cannot be created.
     """
     self.root.mkdir(parents=True, exist_ok=True)
+
+  def remove_leftovers(self) -> None:
+    """Frees the space of killed and failed saves, as far as possible.
+
+    Only for the process that writes, and while no save is under way.
+    """
     for pattern in _LEFTOVERS:
       for path in self.root.glob(pattern):
-        shutil.rmtree(path)
+        shutil.rmtree(path, ignore_errors=True)
 
   def move_aside(self, steps: Iterable[int]) -> None:
     """Renames damaged checkpoints to the first free `<step>.damaged<n>`.
@@ -87,11 +93,6 @@ class StepDirectories:
     seals.seal(self.writing_path(step))
     os.rename(self.writing_path(step), self.path(step))
     seals.flush_directory(self.root)
-
-  def discard(self, step: int) -> None:
-    """Frees the space of a failed save, as far as that is possible."""
-    for path in self.root.glob(f'{step}.writing*'):
-      shutil.rmtree(path, ignore_errors=True)
 
   def delete_old(self, config: config_lib.CheckpointConfig) -> None:
     """Deletes what the configuration does not keep.

@@ -1,12 +1,27 @@
 import json
+import math
 
 import jax
+import jax.numpy as jnp
 import pytest
 
+from experiments import benchmark_cases
+from experiments import benchmark_flops
 from experiments import benchmarking
-from pallas_kernels.delta_rule import arg_specs
 
-SPEC = arg_specs.ArgSpec(name='small', B=1, T=64, H=1, HV=1, K=8, V=8)
+SIZES = {'name': 'small', 'B': 1, 'T': 64, 'H': 1, 'K': 8, 'V': 8}
+CASE = benchmark_cases.Case(op='delta_rule', **SIZES)
+SUITE = benchmark_cases.Suite(
+  name='cpu', cases=(CASE,), passes=benchmarking.PASSES
+)
+
+
+@pytest.fixture(autouse=True)
+def small_peak(monkeypatch):
+  monkeypatch.setattr(benchmarking, 'PEAK_SIZE', 64)
+  benchmarking.matmul_peak.cache_clear()
+  yield
+  benchmarking.matmul_peak.cache_clear()
 
 
 def test_functions_take_turns_after_one_call_that_is_not_counted():
@@ -24,30 +39,49 @@ def test_functions_take_turns_after_one_call_that_is_not_counted():
   assert min(seconds['a'] + seconds['b']) >= 0
 
 
+@pytest.mark.parametrize(
+  ('repeats', 'enough', 'turns'), [(9, 0, 5), (9, math.inf, 9), (2, 0, 2)]
+)
+def test_turns_end_after_the_fifth_when_enough_time_has_passed(
+  repeats, enough, turns
+):
+  seconds = benchmarking.time_alternately(
+    {'a': lambda: None}, repeats=repeats, enough_seconds=enough
+  )
+  assert len(seconds['a']) == turns
+
+
 def test_no_repeats_are_refused():
   with pytest.raises(ValueError, match='repeats must be at least 1, got 0'):
     benchmarking.time_alternately({}, repeats=0)
 
 
-def test_rows_hold_times_memory_ratios_and_origin():
-  rows = list(benchmarking.rows([SPEC], repeats=3))
+def test_backward_takes_cotangents_of_ones():
+  function = benchmarking.pass_function(
+    lambda x: (x**2, 3 * x), 'forward_backward'
+  )
+  (square, triple), (gradients,) = function({'x': jnp.array([1.0, 2.0])})
+  assert (square.tolist(), triple.tolist()) == ([1, 4], [3, 6])
+  assert gradients['x'].tolist() == [5, 7]
+
+
+def test_rows_hold_times_memory_rates_ratios_and_origin():
+  rows = list(benchmarking.rows(SUITE, repeats=3))
   assert [row['pass'] for row in rows] == ['forward', 'forward_backward']
   for row in rows:
     xla, recurrent = row['results']['xla'], row['results']['recurrent']
     assert row['speed_up'] == recurrent['median_ms'] / xla['median_ms']
     assert row['temp_ratio'] == recurrent['temp_bytes'] / xla['temp_bytes']
+    assert row['flops'] == benchmark_flops.flops(CASE, row['pass'])
     for result in (xla, recurrent):
       assert 0 < result['min_ms'] <= result['median_ms']
-    assert row['shape'] == {
-      'name': 'small',
-      'dtype': 'float32',
-      'B': 1,
-      'T': 64,
-      'H': 1,
-      'HV': 1,
-      'K': 8,
-      'V': 8,
-    }
+      assert result['repeats'] == 3
+      rate = row['flops'] / (1e-3 * result['median_ms'])
+      assert result['flops_per_s'] == pytest.approx(rate)
+      share = result['flops_per_s'] / row['matmul_flops_per_s']
+      assert result['peak_share'] == pytest.approx(share)
+    assert row['shape'] == SIZES | {'HV': 1, 'dtype': 'float32'}
+    assert (row['op'], row['variant']) == ('delta_rule', 'plain')
     assert row['versions']['jax'] == jax.__version__
     assert row['device'] and row['date'] and row['commit']
   # The token scan saves the state of every token, the chunks one in 32.
@@ -56,16 +90,80 @@ def test_rows_hold_times_memory_ratios_and_origin():
 
 
 def test_rows_read_back_and_print_under_the_header():
-  rows = list(benchmarking.rows([SPEC], repeats=1))
+  rows = list(benchmarking.rows(SUITE, repeats=1))
   lines = benchmarking.to_lines(rows).splitlines()
   assert [json.loads(line) for line in lines] == rows
-  line = benchmarking.format_row(rows[0])
-  assert line.startswith('small ')
-  assert len(line) == len(benchmarking.header())
+  chunkwise, scan = benchmarking.format_row(rows[0])
+  assert chunkwise.split()[:5] == 'delta_rule plain small forward xla'.split()
+  assert scan.split()[4] == 'recurrent'
+  assert len(chunkwise) == len(scan) == len(benchmarking.header())
 
 
-def test_the_cpu_suite_has_both_widths():
-  assert [(s.K, s.V, s.T) for s in benchmarking.SUITES['cpu']] == [
-    (64, 64, 2048),
-    (128, 128, 2048),
+def test_what_does_not_fit_memory_is_a_reason():
+  results = benchmarking.measure(
+    CASE,
+    'forward_backward',
+    implementations=('recurrent',),
+    repeats=1,
+    memory_limit=1,
+  )
+  assert results['recurrent'] == {
+    'reason': 'it needs 0.0 GiB of memory, the device has 0.0'
+  }
+
+
+def test_an_allocation_that_fails_is_a_reason(monkeypatch):
+  def fail(*, implementation, **arguments):
+    raise jax.errors.JaxRuntimeError(message)
+
+  monkeypatch.setattr(benchmark_cases.Case, 'function', staticmethod(fail))
+  arguments = {'implementations': ['xla'], 'repeats': 1}
+  message = 'RESOURCE_EXHAUSTED: no 9 GiB\nframes'
+  assert benchmarking.measure(CASE, 'forward', **arguments) == {
+    'xla': {'reason': 'RESOURCE_EXHAUSTED: no 9 GiB'}
+  }
+  message = 'INTERNAL: broken'
+  with pytest.raises(jax.errors.JaxRuntimeError, match='INTERNAL: broken'):
+    benchmarking.measure(CASE, 'forward', **arguments)
+
+
+def test_a_case_without_rows_prints_its_reason_and_has_no_ratio():
+  case = benchmark_cases.Case(op='delta_rule', **SIZES | {'B': 0})
+  suite = benchmark_cases.Suite(
+    name='paper', cases=(case,), settings={'tokens': 32}
+  )
+  (row,) = benchmarking.rows(suite, repeats=1)
+  reason = 'the tokens in all make no row of T=64'
+  assert row['results'] == {n: {'reason': reason} for n in ('xla', 'recurrent')}
+  assert (row['speed_up'], row['temp_ratio'], row['tokens']) == (None, None, 32)
+  assert all(line.endswith(reason) for line in benchmarking.format_row(row))
+
+
+def _length_row(length, milliseconds, temp_bytes, variant='plain'):
+  result = {'min_ms': milliseconds, 'temp_bytes': temp_bytes}
+  return {
+    'op': 'delta_rule',
+    'variant': variant,
+    'shape': {'T': length},
+    'results': {'xla': result},
+  }
+
+
+def test_growth_is_over_three_octaves_of_one_variant():
+  rows = [
+    _length_row(1024, 10, 100),
+    _length_row(2048, 20, 150),
+    _length_row(8192, 85, 700),
+    _length_row(16384, 180, 1200),
+    _length_row(8192, 1, 1, variant='g per head'),
   ]
+  found = list(benchmarking.growth(rows))
+  assert [(g['T'], g['time'], g['memory']) for g in found] == [
+    (1024, 8.5, 7),
+    (2048, 9, 8),
+  ]
+  within, above = map(benchmarking.format_growth, found)
+  assert within == (
+    'delta_rule plain, T = 1024: time(8T)/time(T) 8.50, memory 7.00, within 8.8'
+  )
+  assert above.endswith('9.00, memory 8.00, ABOVE 8.8')

@@ -114,7 +114,9 @@ def test_help_is_the_description_of_the_field():
   assert values['model.delta_net.conv_width'].help == (
     'taps of that convolution.'
   )
-  assert values['optimizer.b1'].help == 'See OptimizerConfig.'
+  assert values['optimizer.b1'].help == (
+    'share of the mean gradient that is kept from step to step.'
+  )
 
 
 def test_flags_belong_to_the_program_that_defines_them():

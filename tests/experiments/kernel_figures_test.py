@@ -4,53 +4,134 @@ from matplotlib import figure
 from matplotlib import image
 import pytest
 
+from experiments import benchmark_cases
 from experiments import kernel_figures
 
 
-def _row(name, pass_name, speed_up, temp_ratio, device='1 x cpu'):
-  shape = {'name': name, 'B': 1, 'T': 2048, 'HV': 4, 'K': 64}
+def _row(suite, pass_name, speed_up, temp_ratio=1.0, **changes):
+  shape = {'name': 'a', 'B': 1, 'T': 2048, 'HV': 4, 'K': 64, 'V': 64}
+  shape |= {'dtype': 'float32'} | changes.pop('shape', {})
   return {
     'kind': 'kernel',
+    'suite': suite,
+    'op': 'delta_rule',
+    'variant': 'plain',
     'pass': pass_name,
     'shape': shape,
     'speed_up': speed_up,
     'temp_ratio': temp_ratio,
-    'device': device,
-  }
+    'device': '1 x cpu',
+  } | changes
 
 
-ROWS = [
-  _row('a', 'forward', 1.0, 2.0),
-  _row('a', 'forward_backward', 10.0, 12.0),
-  _row('b', 'forward', 3.0, 4.0),
-  _row('b', 'forward_backward', 14.0, 30.0),
+WIDE = {'K': 128, 'V': 128}
+CPU = [
+  _row('cpu', 'forward', 1.0, 2.0),
+  _row('cpu', 'forward_backward', 10.0, 12.0),
+  _row('cpu', 'forward', 3.0, 4.0, variant='g per head'),
+  _row('cpu', 'forward_backward', 14.0, 30.0, variant='g per head'),
+  _row('cpu', 'forward', 5.0, 6.0, shape=WIDE),
+  _row('cpu', 'forward_backward', None, None, shape=WIDE),
 ]
 
 
-def test_a_bar_per_shape_and_pass(tmp_path, monkeypatch):
-  saved = []
+@pytest.fixture
+def drawn(monkeypatch):
+  """Collects the figures that are saved."""
+  figures = []
   save = figure.Figure.savefig
 
   def keep(drawing, *args, **kwargs):
-    saved.append(drawing)
+    figures.append(drawing)
     save(drawing, *args, **kwargs)
 
   monkeypatch.setattr(figure.Figure, 'savefig', keep)
+  return figures
+
+
+def test_bars_of_every_op_and_pass_in_a_column_per_size(tmp_path, drawn):
   path = tmp_path / 'kernels.png'
-  kernel_figures.draw_kernels(ROWS, path)
-  speed, memory = saved[0].axes
-  assert [bar.get_height() for bar in speed.patches] == [1, 3, 10, 14]
-  assert [bar.get_height() for bar in memory.patches] == [2, 4, 12, 30]
-  labels = [label.get_text() for label in speed.get_xticklabels()]
-  assert labels == ['a\nB1 T2048 H4 K64', 'b\nB1 T2048 H4 K64']
-  assert image.imread(path).shape[:2] == (570, 1350)
+  kernel_figures.draw_kernels(CPU, path)
+  panels = drawn[0].axes
+  assert [[bar.get_width() for bar in p.patches] for p in panels] == [
+    [1, 3, 10, 14],
+    [5],
+    [2, 4, 12, 30],
+    [6],
+  ]
+  labels = [label.get_text() for label in panels[0].get_yticklabels()]
+  assert labels == ['delta rule\nplain', 'delta rule\ng per head']
+  assert [panel.get_title() for panel in panels[:2]] == [
+    'B 1, T 2048, H 4, K = V = 64, float32',
+    'B 1, T 2048, H 4, K = V = 128, float32',
+  ]
+  assert image.imread(path).ndim == 3
+
+
+def test_time_and_memory_by_length_beside_their_proportion(tmp_path, drawn):
+  rows = [
+    _row(
+      'length',
+      'forward_backward',
+      None,
+      None,
+      variant=variant,
+      shape={'T': length},
+      results={'xla': {'median_ms': ms, 'temp_bytes': 2**20 * mib}},
+    )
+    for variant in ('plain', 'g per head')
+    for length, ms, mib in ((1024, 5, 2), (2048, 10, 3))
+  ]
+  kernel_figures.draw_kernels(rows, tmp_path / 'length.png')
+  time, memory = drawn[0].axes
+  plain, head, proportion = time.lines
+  assert plain.get_xydata().tolist() == [[1024, 5], [2048, 10]]
+  assert head.get_label() == 'g per head'
+  assert proportion.get_xydata().tolist() == [[1024, 5], [2048, 10]]
+  assert memory.lines[0].get_ydata().tolist() == [2, 3]
+  assert memory.lines[2].get_ydata().tolist() == [1.5, 3]
+
+
+def test_the_paper_stands_in_grey_beside_what_was_run(tmp_path, drawn):
+  lengths = {512: 4.0, 1024: 6.0, 2048: None}
+  rows = [
+    _row(
+      'paper',
+      'forward_backward',
+      speed_up,
+      shape={'T': length, 'K': 128},
+      tokens=2048,
+      model_width=256,
+    )
+    for length, speed_up in lengths.items()
+  ]
+  kernel_figures.draw_kernels(rows, tmp_path / 'paper.png')
+  assert '2048 tokens of width 256' in drawn[0].get_suptitle()
+  panels = dict(zip((64, 128, 256), drawn[0].axes, strict=True))
+  for dim, panel in panels.items():
+    paper = panel.lines[0]
+    assert paper.get_color() == '0.6'
+    assert tuple(paper.get_ydata()) == kernel_figures.PAPER_SPEED_UPS[dim]
+    low, high = panel.get_ylim()
+    assert low == 0 and high > 36.6
+  _, here, missing = panels[128].lines
+  assert here.get_xydata().tolist() == [[512, 4], [1024, 6]]
+  assert list(missing.get_xdata()) == [2048]
+  assert not len(panels[64].lines[1].get_xdata())
+
+
+def test_the_paper_was_timed_at_the_sizes_of_the_suite():
+  assert kernel_figures.PAPER_LENGTHS == benchmark_cases.PAPER_LENGTHS
+  assert tuple(kernel_figures.PAPER_SPEED_UPS) == (
+    benchmark_cases.PAPER_HEAD_DIMS
+  )
 
 
 def test_rows_of_other_kinds_are_left_out(tmp_path):
   path = tmp_path / 'x.jsonl'
-  lines = [*ROWS, {'kind': 'train', 'step': 1}]
+  lines = [*CPU, {'kind': 'train', 'step': 1}]
   path.write_text(''.join(json.dumps(row) + '\n' for row in lines))
-  assert kernel_figures.read_rows(path) == ROWS
+  assert kernel_figures.read_rows(path) == CPU
 
 
 @pytest.mark.parametrize(
@@ -59,14 +140,27 @@ def test_rows_of_other_kinds_are_left_out(tmp_path):
 )
 def test_a_damaged_line_is_refused(tmp_path, line, message):
   path = tmp_path / 'x.jsonl'
-  path.write_text(f'{json.dumps(ROWS[0])}\n{line}\n')
+  path.write_text(f'{json.dumps(CPU[0])}\n{line}\n')
   with pytest.raises(ValueError, match=message):
     kernel_figures.read_rows(path)
 
 
 @pytest.mark.parametrize(
-  'rows', [[], [*ROWS, _row('c', 'forward', 1.0, 1.0, '1 x gpu')]]
+  'rows',
+  [
+    [],
+    [*CPU, _row('cpu', 'forward', 1.0, device='1 x gpu')],
+    [*CPU, _row('length', 'forward', 1.0)],
+  ],
 )
-def test_rows_must_be_of_one_device(tmp_path, rows):
-  with pytest.raises(ValueError, match='the rows must be of one device'):
+def test_rows_must_be_of_one_suite_on_one_device(tmp_path, rows):
+  message = 'the rows must be of one suite on one device'
+  with pytest.raises(ValueError, match=message):
     kernel_figures.draw_kernels(rows, tmp_path / 'x.png')
+
+
+def test_rows_of_an_unknown_suite_are_refused(tmp_path):
+  with pytest.raises(ValueError, match=r"must be one of .*, got 'gpu'"):
+    kernel_figures.draw_kernels(
+      [_row('gpu', 'forward', 1.0)], tmp_path / 'x.png'
+    )

@@ -45,13 +45,18 @@ def drawn(monkeypatch):
 def test_both_curves_and_the_references_are_drawn(tmp_path, drawn):
   path = tmp_path / 'loss.png'
   references = {'zlib': 2.6, 'xz': 2.1}
-  plotting.draw_loss(_rows(), path, references=references)
-  training, held_out = drawn[0].axes
+  plotting.draw_loss(_rows(), path, held_out=1.9, references=references)
+  training, evaluation = drawn[0].axes
   assert len(training.lines[0].get_xdata()) == 400
-  assert list(held_out.lines[0].get_xdata()) == list(range(0, 401, 50))
-  assert [line.get_ydata()[0] for line in held_out.lines[1:]] == [2.6, 2.1]
-  labels = ' '.join(text.get_text() for text in held_out.texts)
-  assert 'zlib 2.600' in labels and 'xz 2.100' in labels
+  curve, star, *lines = evaluation.lines
+  assert list(curve.get_xdata()) == list(range(0, 401, 50))
+  assert star.get_xydata().tolist() == [[400, 1.9]]
+  assert [line.get_ydata()[0] for line in lines] == [2.6, 2.1]
+  assert [text.get_text() for text in evaluation.texts] == [
+    'validation 2.005, held-out 1.900 (star)',
+    'zlib 2.600',
+    'xz 2.100',
+  ]
   assert image.imread(path).shape[:2] == (960, 1125)
 
 
@@ -65,10 +70,11 @@ def test_points_that_are_not_finite_are_left_out(tmp_path, drawn):
   assert panel.lines[0].get_xydata().tolist() == [[1, 2.0], [3, 1.0]]
 
 
-def test_held_out_alone_is_drawn(tmp_path, drawn):
+def test_validation_alone_is_drawn(tmp_path, drawn):
   rows = [{'kind': 'eval', 'step': 0, 'bits_per_byte': 8.0}]
   plotting.draw_loss(rows, tmp_path / 'loss.png')
-  assert len(drawn[0].axes) == 1
+  (panel,) = drawn[0].axes
+  assert [text.get_text() for text in panel.texts] == ['validation 8.000']
 
 
 def test_the_smooth_line_is_the_mean_of_its_window(tmp_path, drawn):

@@ -41,7 +41,7 @@ def config(files: str) -> config_lib.TrainLMConfig:
       dtype='float32',
     ),
     data=config_lib.DataConfig(
-      files=(files,), held_out_modulus=4, sequence_length=32, batch_size=2
+      files=(files,), held_out_modulus=5, sequence_length=32, batch_size=2
     ),
     optimizer=config_lib.OptimizerConfig(
       peak_learning_rate=1e-2, warmup_steps=5

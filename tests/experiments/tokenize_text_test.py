@@ -44,6 +44,7 @@ def test_train_a_tokenizer_and_tokenise_with_it(tmp_path):
   assert written.returncode == 0, written.stderr
   store = token_store.TokenStore.open(store_path)
   documents = text_files.Documents(text_files.find_files([f'{corpus}/*']))
-  train = [d.text for d in documents if not token_store.is_held_out(d.id, 3)]
-  assert store.meta.splits['train'].num_documents == len(train)
+  splits = [token_store.split_of(d.id, 3) for d in documents]
+  for name, split in store.meta.splits.items():
+    assert split.num_documents == splits.count(name)
   assert store.summary() in written.stderr

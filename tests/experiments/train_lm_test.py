@@ -3,6 +3,7 @@ import re
 
 import pytest
 
+from experiments.data import store_meta
 from experiments.training import metrics
 from experiments.training import workdir as workdir_lib
 from tests.experiments import tiny_run
@@ -52,9 +53,12 @@ def test_the_report_says_what_the_last_line_says(finished_run):
   assert f'held-out bits/byte {bits:.3f}' in finished_run.result.stdout
   last = metrics.read_rows(workdir.metrics)[-1]
   assert (last['kind'], last['step']) == ('eval', tiny_run.NUM_STEPS)
-  assert last['bits_per_byte'] == bits
-  # A whole evaluation predicts every byte of the held-out text.
-  assert last['tokens'] == report['held_out_bytes']
+  assert last['bits_per_byte'] == report['validation_bits_per_byte'] != bits
+  # A whole evaluation predicts every byte of its text.
+  meta = store_meta.read(workdir.tokens)
+  assert last['tokens'] == meta.splits['validation'].num_bytes
+  assert report['held_out_tokens'] == meta.splits['test'].num_bytes
+  assert report['held_out_bytes'] == meta.splits['test'].num_bytes
 
 
 @pytest.mark.parametrize(

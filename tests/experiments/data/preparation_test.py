@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 
 from experiments import config
@@ -79,3 +81,13 @@ def test_bpe_store_gives_the_text_back(tmp_path, data_config):
     for i in range(split.num_documents)
   ]
   assert sorted(found) == [f'text {i}' for i in range(8)]
+
+
+def test_a_split_without_documents_is_named(tmp_path, data_config, caplog):
+  changed = dataclasses.replace(data_config, held_out_modulus=10**9)
+  with caplog.at_level('WARNING'):
+    preparation.prepare_store(changed, tmp_path / 'run')
+  assert caplog.messages == [
+    "No document is in the split 'validation'",
+    "No document is in the split 'test'",
+  ]

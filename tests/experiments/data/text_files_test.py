@@ -2,6 +2,8 @@ import gzip
 import json
 import sys
 
+import pyarrow
+from pyarrow import parquet
 import pytest
 
 from experiments.data import text_files
@@ -184,9 +186,6 @@ def test_parquet_without_pyarrow_names_the_package(tmp_path, monkeypatch):
 
 
 def test_parquet_rows(tmp_path):
-  pyarrow = pytest.importorskip('pyarrow', reason='pyarrow is optional')
-  from pyarrow import parquet
-
   path = tmp_path / 'a.parquet'
   table = pyarrow.table({'text': ['one', None, 'a\0', 'four'], 'x': [1] * 4})
   parquet.write_table(table, path)

@@ -1,3 +1,4 @@
+import collections
 import hashlib
 import json
 import os
@@ -9,9 +10,11 @@ import sys
 import numpy as np
 import pytest
 
+from experiments.data import store_meta
 from experiments.data import text_files
 from experiments.data import token_store
 from experiments.data import tokenizers
+from experiments.training import shutdown
 
 TOKENIZER = tokenizers.ByteTokenizer()
 
@@ -32,9 +35,13 @@ def documents(corpus, max_bad_fraction=0.5):
   )
 
 
-def write(directory, corpus, tokenizer=TOKENIZER, modulus=3):
+def write(directory, corpus, tokenizer=TOKENIZER, modulus=3, stop=None):
   return token_store.write_store(
-    directory, documents(corpus), tokenizer, held_out_modulus=modulus
+    directory,
+    documents(corpus),
+    tokenizer,
+    held_out_modulus=modulus,
+    stop=stop,
   )
 
 
@@ -46,12 +53,12 @@ def texts(split):
 
 def test_every_document_is_bos_and_its_tokens(tmp_path, corpus):
   store = write(tmp_path / 'store', corpus)
-  expected = {'train': [], 'held_out': []}
+  expected = {'validation': [], 'test': [], 'train': []}
   for path in sorted(corpus.iterdir()):
     digest = hashlib.sha256(path.name.encode()).hexdigest()
-    name = 'train' if int(digest, 16) % 3 else 'held_out'
+    name = list(expected)[int(digest, 16) % 3]
     expected[name].append(path.read_text())
-  assert expected['held_out'] and expected['train']
+  assert all(expected.values())
   for name, wanted in expected.items():
     split = token_store.TokenStore.open(store.directory).split(name)
     assert texts(split) == wanted
@@ -147,6 +154,38 @@ def test_a_failed_write_leaves_nothing(tmp_path, corpus):
   assert os.listdir(tmp_path) == ['corpus']
 
 
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_writing_at_the_next_document(
+  tmp_path, corpus, number
+):
+  encoded = []
+
+  class SignalledTokenizer(tokenizers.ByteTokenizer):
+    def encode(self, text):
+      encoded.append(text)
+      if 'text é 7' in text:
+        os.kill(os.getpid(), number)
+      return super().encode(text)
+
+  with shutdown.requested() as stop:
+    with pytest.raises(
+      shutdown.ShutdownError, match=f'{number.name}: stopped after 8 documents'
+    ):
+      write(tmp_path / 'store', corpus, SignalledTokenizer(), stop=stop)
+  assert len(encoded) == 8
+  assert os.listdir(tmp_path) == ['corpus']
+  write(tmp_path / 'store', corpus).verify()
+
+
+def test_a_signal_ends_the_comparison_with_a_store(tmp_path, corpus):
+  store = write(tmp_path / 'store', corpus)
+  with shutdown.requested() as stop:
+    os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(shutdown.ShutdownError, match='after 0 documents'):
+      write(tmp_path / 'store', corpus, stop=stop)
+  store.verify()
+
+
 def test_too_many_bad_documents_leave_nothing(tmp_path, corpus):
   (corpus / 'bad.txt').write_bytes(b'\xff')
   with pytest.raises(text_files.BadDocumentsError):
@@ -198,7 +237,7 @@ def test_a_store_finished_meanwhile_is_reused(tmp_path, corpus):
   assert sorted(os.listdir(tmp_path)) == ['corpus', 'store']
 
 
-@pytest.mark.parametrize('name', ['train/tokens.bin', 'held_out/tokens.bin'])
+@pytest.mark.parametrize('name', ['train/tokens.bin', 'test/tokens.bin'])
 def test_a_flipped_bit_fails_verification(tmp_path, corpus, name):
   store = write(tmp_path / 'store', corpus)
   path = store.directory / name
@@ -224,13 +263,16 @@ def test_a_damaged_store_does_not_open(tmp_path, corpus, name, damage):
     token_store.TokenStore.open(store.directory)
 
 
-def test_another_format_does_not_open(tmp_path, corpus):
+def test_the_format_of_two_splits_does_not_open(tmp_path, corpus):
   store = write(tmp_path / 'store', corpus)
   path = store.directory / 'meta.json'
-  content = json.loads(path.read_text()) | {'format_version': 0}
+  content = json.loads(path.read_text()) | {'format_version': 1}
+  content['splits']['held_out'] = content['splits'].pop('test')
   path.write_text(json.dumps(content))
-  with pytest.raises(ValueError, match='format 0'):
+  with pytest.raises(ValueError, match='format 1, not 2.* write it again'):
     token_store.TokenStore.open(store.directory)
+  with pytest.raises(ValueError, match='format 1, not 2.* write it again'):
+    write(store.directory, corpus)
 
 
 def test_a_store_without_training_text_is_refused(tmp_path, corpus):
@@ -239,13 +281,23 @@ def test_a_store_without_training_text_is_refused(tmp_path, corpus):
   assert not (tmp_path / 'store').exists()
 
 
-def test_an_empty_held_out_split_opens(tmp_path, corpus):
-  split = write(tmp_path / 'store', corpus, modulus=10**9).split('held_out')
+@pytest.mark.parametrize('name', ['validation', 'test'])
+def test_an_empty_split_opens(tmp_path, corpus, name):
+  split = write(tmp_path / 'store', corpus, modulus=10**9).split(name)
   assert (split.num_documents, split.num_bytes, len(split.tokens)) == (0, 0, 0)
+
+
+def test_validation_and_test_are_each_about_one_document_in_the_modulus():
+  names = collections.Counter(
+    token_store.split_of(f'{i}.txt', 50) for i in range(50_000)
+  )
+  assert names.keys() == set(store_meta.SPLITS)
+  for name in ('validation', 'test'):
+    assert 900 < names[name] < 1100
 
 
 def test_wrong_arguments_are_refused(tmp_path, corpus):
   with pytest.raises(ValueError, match='held_out_modulus .* got 0'):
     write(tmp_path / 'store', corpus, modulus=0)
-  with pytest.raises(ValueError, match="got 'test'"):
-    write(tmp_path / 'store', corpus).split('test')
+  with pytest.raises(ValueError, match="got 'held_out'"):
+    write(tmp_path / 'store', corpus).split('held_out')

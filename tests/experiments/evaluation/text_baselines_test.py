@@ -77,36 +77,36 @@ def make_store(tmp_path, texts, modulus):
 TEXTS = [f'the snake naïve {i} eats {i * i} eggs\n' * 5 for i in range(9)]
 
 
-def test_measures_exactly_the_held_out_text(tmp_path):
+def test_measures_exactly_the_test_text(tmp_path):
   store = make_store(tmp_path, TEXTS, 3)
-  train, held_out = (
+  train, test = (
     ''.join(
       text
       for i, text in enumerate(TEXTS)
-      if token_store.is_held_out(f'{i}.txt', 3) == wanted
+      if token_store.split_of(f'{i}.txt', 3) == wanted
     ).encode()
-    for wanted in (False, True)
+    for wanted in ('train', 'test')
   )
   found = text_baselines.measure(
-    store.split('train'), store.split('held_out'), tokenizers.ByteTokenizer()
+    store.split('train'), store.split('test'), tokenizers.ByteTokenizer()
   )
-  size = len(held_out)
-  xz = lzma.compress(held_out, preset=9 | lzma.PRESET_EXTREME)
+  size = len(test)
+  xz = lzma.compress(test, preset=9 | lzma.PRESET_EXTREME)
   model = text_baselines.TrigramModel(train)
   assert found == {
-    'order_2': model.bits(held_out) / size,
-    'zlib': 8 * len(zlib.compress(held_out, 9)) / size,
+    'order_2': model.bits(test) / size,
+    'zlib': 8 * len(zlib.compress(test, 9)) / size,
     'xz': 8 * len(xz) / size,
   }
   assert all(math.isfinite(value) for value in found.values())
   assert found['order_2'] < 8
 
 
-def test_nothing_held_out_is_refused(tmp_path):
+def test_an_empty_test_split_is_refused(tmp_path):
   store = make_store(tmp_path, TEXTS, 10**9)
-  with pytest.raises(ValueError, match='no text is held out'):
+  with pytest.raises(ValueError, match='no text is in the test split'):
     text_baselines.measure(
-      store.split('train'), store.split('held_out'), tokenizers.ByteTokenizer()
+      store.split('train'), store.split('test'), tokenizers.ByteTokenizer()
     )
 
 
@@ -118,5 +118,5 @@ def test_a_lossy_tokenizer_is_refused(tmp_path):
   store = make_store(tmp_path, TEXTS, 3)
   with pytest.raises(ValueError, match='bits per byte need an exact one'):
     text_baselines.measure(
-      store.split('train'), store.split('held_out'), LossyTokenizer()
+      store.split('train'), store.split('test'), LossyTokenizer()
     )

@@ -1,8 +1,9 @@
 import json
 import pathlib
 import shutil
-import signal
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -10,6 +11,7 @@ from experiments.data import windows
 from experiments.evaluation import held_out
 from experiments.training import checkpoints as checkpoints_lib
 from experiments.training import loop
+from experiments.training import metrics as metrics_lib
 from experiments.training import train_step
 from experiments.training import workdir as workdir_lib
 from tests.experiments import tiny_run
@@ -20,6 +22,125 @@ pytestmark = pytest.mark.usefixtures('standard_promotion', 'cached_compilation')
 @pytest.fixture
 def run_copy(finished_run, tmp_path) -> pathlib.Path:
   return shutil.copytree(finished_run.root, tmp_path / 'run')
+
+
+class Recorder:
+  """Stands for the metrics and the progress of a run; keeps what they get."""
+
+  def __init__(self):
+    self.rows = []
+    self.shown = []
+
+  def write(self, kind, step, values):
+    self.rows.append((kind, step, values['loss'], values['seconds']))
+
+  def update(self, step, *, loss, tokens_per_second):
+    self.shown.append((step, loss, tokens_per_second))
+
+
+def step_values(loss):
+  return {
+    'loss': jnp.float32(loss),
+    'tokens': jnp.float32(100),
+    'refused_in_a_row': jnp.int32(0),
+  }
+
+
+def test_a_row_is_written_one_step_late(tiny_config):
+  recorder = Recorder()
+  log = loop._StepLog(tiny_config, recorder, recorder)
+  written = []
+  for step in (1, 2, 3):
+    log.push(step, step_values(step))
+    written.append([row[:3] for row in recorder.rows])
+  rows = [('train', step, step) for step in (1, 2, 3)]
+  assert written == [[], rows[:1], rows[:2]]
+  for _ in range(2):  # A second flush has nothing to write.
+    log.flush()
+    assert [row[:3] for row in recorder.rows] == rows
+
+
+def test_the_speed_shown_is_that_since_the_last_line(tiny_config, monkeypatch):
+  # Read at the start, at each row, and by restart_clock before the last row.
+  times = iter((0.0, 4.0, 5.0, 7.0, 9.0, 109.0, 110.0))
+  monkeypatch.setattr(loop.time, 'monotonic', lambda: next(times))
+  config = tiny_run.replace(tiny_config, 'training', log_every_steps=2)
+  recorder = Recorder()
+  log = loop._StepLog(config, recorder, recorder)
+  for step in (1, 2, 3, 4):
+    log.push(step, step_values(step))
+  log.flush()
+  log.restart_clock()
+  log.push(5, step_values(5))
+  log.flush()
+  assert [row[3] for row in recorder.rows] == [4.0, 1.0, 2.0, 2.0, 1.0]
+  assert recorder.shown == [(1, 1.0, 25.0), (2, 2.0, 100.0), (4, 4.0, 50.0)]
+
+
+def kill_at_step(step):
+  def kill(log, pushed, values):
+    del log, values
+    if pushed == step:
+      raise tiny_run.Killed
+
+  return kill
+
+
+def test_what_is_on_the_disk_when_a_step_is_saved(
+  tiny_config, tmp_path, monkeypatch
+):
+  events = []
+
+  def note_sync(writer):
+    del writer
+    events.append(('sync', tiny_run.rows_of(tmp_path)[-1]['step']))
+
+  def note_save(checkpoints, step, state, meta):
+    del checkpoints
+    events.append(('save', step))
+    assert jax.device_get(state['step']) == meta['data_position'] == step
+
+  tiny_run.before(monkeypatch, metrics_lib.MetricsWriter, 'sync', note_sync)
+  tiny_run.before(monkeypatch, checkpoints_lib.Checkpoints, 'save', note_save)
+  tiny_run.before(monkeypatch, loop._StepLog, 'push', kill_at_step(21))
+  with pytest.raises(tiny_run.Killed):
+    loop.train(tiny_config, tmp_path)
+  assert events == [('sync', 10), ('save', 10), ('sync', 20), ('save', 20)]
+
+
+def test_an_evaluation_takes_no_time_of_training(
+  tiny_config, tmp_path, monkeypatch
+):
+  now = [0.0]
+
+  def tick(log, step, values):
+    del log, step, values
+    now[0] += 1
+
+  def evaluate_slowly(*unused_args, **unused_options):
+    now[0] += 1000
+
+  monkeypatch.setattr(loop.time, 'monotonic', lambda: now[0])
+  tiny_run.before(monkeypatch, held_out, 'evaluate', evaluate_slowly)
+  tiny_run.before(monkeypatch, loop._StepLog, 'push', kill_at_step(23))
+  tiny_run.before(monkeypatch, loop._StepLog, 'push', tick)
+  with pytest.raises(tiny_run.Killed):
+    loop.train(tiny_config, tmp_path)
+  rows = metrics_lib.read_rows(tmp_path / 'metrics.jsonl')
+  assert now[0] > 1000
+  assert max(row['seconds'] for row in rows if row['kind'] == 'train') <= 2
+
+
+def test_an_unasked_transfer_in_the_loop_is_an_error(
+  tiny_config, tmp_path, monkeypatch
+):
+  def transfer(log, step, values):
+    del log, step
+    values['loss'] + np.float32(1)
+
+  tiny_run.before(monkeypatch, loop._StepLog, 'push', transfer)
+  with pytest.raises(Exception, match='Disallowed host-to-device transfer'):
+    loop.train(tiny_config, tmp_path)
 
 
 def test_a_finished_run_is_left_as_it_is(finished_run, run_copy):
@@ -87,7 +208,7 @@ def test_another_tokenizer_is_refused(finished_run, run_copy, monkeypatch):
   [
     ('model', {'vocab_size': 256}, 'model.vocab_size must be at least 257'),
     ('model', {'mixers': ('unheard_of',)}, 'unheard_of'),
-    ('data', {'held_out_modulus': 10**9}, 'no text is held out'),
+    ('data', {'held_out_modulus': 10**9}, "the split 'validation'"),
     ('optimizer', {'warmup_steps': 60}, 'optimizer.warmup_steps must be below'),
   ],
 )
@@ -98,122 +219,6 @@ def test_what_cannot_run_leaves_the_directory_to_a_run_that_can(
   with pytest.raises(ValueError, match=message):
     loop.train(config, tmp_path)
   assert not (tmp_path / 'config.json').exists()
-
-
-@pytest.mark.parametrize(
-  ('number', 'times'), [(signal.SIGTERM, 1), (signal.SIGINT, 2)]
-)
-def test_a_signal_saves_and_the_same_call_resumes(
-  finished_run, tmp_path, monkeypatch, number, times
-):
-  def interrupt(log, step, values):
-    del log, values
-    if step == 23:
-      for _ in range(times):
-        signal.raise_signal(number)
-
-  with monkeypatch.context() as patch:
-    tiny_run.before(patch, loop._StepLog, 'push', interrupt)
-    assert loop.train(finished_run.config, tmp_path) == 'interrupted'
-  assert tiny_run.saved_steps(tmp_path) == [10, 20, 23]
-  assert (
-    f'{number.name}: step 23 is saved' in (tmp_path / 'log.txt').read_text()
-  )
-  loop.train(finished_run.config, tmp_path)
-  tiny_run.assert_same_rows(tmp_path, finished_run)
-
-
-def test_a_signal_before_the_first_step(finished_run, tmp_path, monkeypatch):
-  def interrupt(*unused_args):
-    signal.raise_signal(signal.SIGTERM)
-
-  with monkeypatch.context() as patch:
-    tiny_run.before(patch, workdir_lib, 'claim', interrupt)
-    assert loop.train(finished_run.config, tmp_path) == 'interrupted'
-    # Asked again: nothing is lost, and no step is done.
-    assert loop.train(finished_run.config, tmp_path) == 'interrupted'
-  assert tiny_run.saved_steps(tmp_path) == [0]
-  assert tiny_run.rows_of(tmp_path) == []
-  loop.train(finished_run.config, tmp_path)
-  tiny_run.assert_same_rows(tmp_path, finished_run)
-
-
-@pytest.mark.parametrize('step', [20, 40, 60])
-@pytest.mark.parametrize('moment', ['tiny_run.before', 'after'])
-def test_killed_around_an_evaluation_it_is_written_once(
-  finished_run, tmp_path, monkeypatch, step, moment
-):
-  def kill(config, state, evaluated, *unused_args):
-    del config, state
-    if evaluated == step:
-      raise tiny_run.Killed
-
-  def kill_after_eval(log):
-    del log
-    rows = tiny_run.rows_of(tmp_path)
-    if rows and rows[-1]['kind'] == 'eval' and rows[-1]['step'] == step:
-      raise tiny_run.Killed
-
-  with monkeypatch.context() as patch:
-    if moment == 'tiny_run.before':
-      tiny_run.before(patch, loop, '_evaluate', kill)
-    else:
-      tiny_run.before(patch, loop._StepLog, 'restart_clock', kill_after_eval)
-    with pytest.raises(tiny_run.Killed):
-      loop.train(finished_run.config, tmp_path)
-  assert tiny_run.saved_steps(tmp_path)[-1] == step
-  loop.train(finished_run.config, tmp_path)
-  tiny_run.assert_same_rows(tmp_path, finished_run)
-
-
-def test_killed_between_evaluation_and_save_it_is_done_again(
-  tiny_config, tmp_path, monkeypatch
-):
-  config = tiny_run.replace(tiny_config, 'checkpoint', every_steps=35)
-  evaluated = []
-
-  def note(model, params, split, evaluation, *, num_tokens):
-    del model, params, split, evaluation
-    evaluated.append(num_tokens)
-
-  def kill(checkpoints, step, state, meta):
-    del checkpoints, state, meta
-    if step == 35:
-      raise tiny_run.Killed
-
-  tiny_run.before(monkeypatch, held_out, 'evaluate', note)
-  with monkeypatch.context() as patch:
-    tiny_run.before(patch, checkpoints_lib.Checkpoints, 'save', kill)
-    with pytest.raises(tiny_run.Killed):
-      loop.train(config, tmp_path)
-  assert [row['step'] for row in tiny_run.rows_of(tmp_path)] == [
-    *range(1, 21),
-    20,
-    *range(21, 36),
-  ]
-  loop.train(config, tmp_path)
-  # Step 20 twice, as the rows of the killed run had no checkpoint.
-  assert evaluated == [200, 200, 200, None]
-  steps = [
-    row['step'] for row in tiny_run.rows_of(tmp_path) if row['kind'] == 'eval'
-  ]
-  assert steps == list(tiny_run.EVALUATION_STEPS)
-
-
-def test_killed_before_the_report_it_is_written(
-  finished_run, tmp_path, monkeypatch
-):
-  def kill(*unused_args):
-    raise tiny_run.Killed
-
-  with monkeypatch.context() as patch:
-    tiny_run.before(patch, loop.report_lib, 'write', kill)
-    with pytest.raises(tiny_run.Killed):
-      loop.train(finished_run.config, tmp_path)
-  assert not (tmp_path / 'report.json').exists()
-  loop.train(finished_run.config, tmp_path)
-  tiny_run.assert_same_rows(tmp_path, finished_run)
-  assert (tmp_path / 'report.json').exists()
 
 
 def test_refused_steps_are_counted_and_too_many_stop_the_run(

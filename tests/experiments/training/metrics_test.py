@@ -1,5 +1,6 @@
 import json
 import math
+import os
 import struct
 
 import numpy as np
@@ -68,6 +69,21 @@ def test_a_row_is_on_its_way_when_write_returns(workdir):
     writer.write('train', 1, {'loss': 2.0})
     assert len(metrics.read_rows(workdir.metrics)) == 1
     assert _shown_points(workdir) == [('train/loss', 1)]
+
+
+def test_sync_brings_the_file_to_the_disk(workdir, monkeypatch):
+  synced = []
+
+  def note(descriptor):
+    synced.append(os.fstat(descriptor))
+
+  with metrics.MetricsWriter(workdir) as writer:
+    writer.write('train', 1, {'loss': 2.0})
+    monkeypatch.setattr(os, 'fsync', note)
+    writer.sync()
+    (file,) = synced
+  assert os.path.samestat(file, workdir.metrics.stat())
+  assert file.st_size == workdir.metrics.stat().st_size
 
 
 def test_a_resumed_run_has_one_row_a_step(workdir):

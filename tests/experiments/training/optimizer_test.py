@@ -79,6 +79,25 @@ def test_only_the_scales_of_norms_are_not_decayed():
   assert scales == 4  # mixer_norm, head_norm, mlp_norm, final_norm.
 
 
+def test_an_update_is_that_of_adam_written_out():
+  config = config_lib.OptimizerConfig(
+    b1=0.8, b2=0.6, eps=0.01, weight_decay=0.0, warmup_steps=10
+  )
+  optimizer = optimizer_lib.build(config, 100)
+  rate = optimizer_lib.learning_rate_schedule(config, 100)
+  params = {'w': jnp.zeros(1)}
+  state, mean, square = optimizer.init(params), 0.0, 0.0
+  for step, gradient in enumerate((0.3, -0.1, 0.2)):
+    updates, state = optimizer.update(
+      {'w': jnp.array([gradient])}, state, params
+    )
+    mean = 0.8 * mean + 0.2 * gradient
+    square = 0.6 * square + 0.4 * gradient**2
+    root = math.sqrt(square / (1 - 0.6 ** (step + 1)))
+    expected = -rate(step) * mean / (1 - 0.8 ** (step + 1)) / (root + 0.01)
+    np.testing.assert_allclose(updates['w'], [expected], rtol=1e-5)
+
+
 def test_gradients_are_clipped_by_their_global_norm():
   config = config_lib.OptimizerConfig(
     weight_decay=0.0, warmup_steps=1, clip_norm=0.1, eps=1.0

@@ -52,6 +52,23 @@ def test_a_resumed_run_goes_on_in_its_log(tmp_path):
   assert (tmp_path / 'log.txt').read_text() == 'first\nsecond\n'
 
 
+def test_a_line_is_out_before_the_next(tmp_path):
+  buffer = io.BytesIO()
+  stream = io.TextIOWrapper(buffer)
+  with _progress(tmp_path, stream) as shown:
+    shown.note('saved')
+    assert buffer.getvalue() == b'saved\n'
+    assert (tmp_path / 'log.txt').read_text() == 'saved\n'
+
+
+def test_a_second_close_does_nothing(tmp_path):
+  stream = _Terminal()
+  with _progress(tmp_path, stream) as shown:
+    shown.update(1, loss=2.5, tokens_per_second=1)
+    shown.close()
+  assert stream.getvalue().count('\n') == 1
+
+
 @pytest.mark.parametrize(
   ('seconds', 'expected'),
   [(0.4, '0s'), (59.6, '1m00s'), (7500, '2h05m'), (273_600, '3d04h')],

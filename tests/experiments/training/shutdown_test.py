@@ -19,12 +19,18 @@ def test_a_signal_becomes_a_request(number, times):
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
 def test_the_handlers_return_to_what_they_were(number):
-  before = signal.getsignal(number)
-  with pytest.raises(RuntimeError, match='of the block'):
-    with shutdown.requested():
-      assert signal.getsignal(number) is not before
-      raise RuntimeError('of the block')
-  assert signal.getsignal(number) is before
+  def before(*unused_args):
+    pass
+
+  first = signal.signal(number, before)
+  try:
+    with pytest.raises(RuntimeError, match='of the block'):
+      with shutdown.requested():
+        assert signal.getsignal(number) is not before
+        raise RuntimeError('of the block')
+    assert signal.getsignal(number) is before
+  finally:
+    signal.signal(number, first)
 
 
 def test_other_signals_are_left_alone():

@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from experiments.training import spike_guard
 CONFIG = config_lib.TrainingConfig(spike_window=8, spike_sigmas=6.0)
 HISTORY = [2.0, 2.1, 1.9, 2.0, 2.2, 1.8, 2.1, 1.9]
 MEAN, STD = np.mean(HISTORY), np.std(HISTORY)
+LOG_MEAN, LOG_STD = np.mean(np.log(HISTORY)), np.std(np.log(HISTORY))
 
 
 def judge(state, loss, gradient_norm=1.0, config=CONFIG):
@@ -37,11 +39,38 @@ def test_what_is_not_finite_is_refused_at_any_time(value, warm):
 def test_the_limit_lies_that_many_sigmas_above_the_mean(sigmas):
   config = config_lib.TrainingConfig(spike_window=8, spike_sigmas=sigmas)
   state = after(HISTORY)
-  below, above = MEAN + 0.99 * sigmas * STD, MEAN + 1.01 * sigmas * STD
-  assert judge(state, below, 2.0, config)[0]
-  assert judge(state, 2.0, below, config)[0]
-  assert not judge(state, above, 2.0, config)[0]
-  assert not judge(state, 2.0, above, config)[0]
+  for factor, expected in ((0.99 * sigmas, True), (1.01 * sigmas, False)):
+    loss = MEAN + factor * STD
+    norm = np.exp(LOG_MEAN + factor * LOG_STD)
+    assert judge(state, loss, 2.0, config)[0] == expected
+    assert judge(state, 2.0, norm, config)[0] == expected
+
+
+@pytest.mark.parametrize('sigma', [0.3, 0.4, 0.5])
+def test_heavy_tailed_norms_are_accepted_and_spikes_of_them_refused(sigma):
+  draw = np.random.default_rng(0)
+  config = config_lib.TrainingConfig()
+  median = 0.7
+  norms = draw.lognormal(np.log(median), sigma, 10_000).astype(np.float32)
+  losses = draw.normal(3, 0.3, norms.size).astype(np.float32)
+
+  def step(state, values):
+    spiked, _ = spike_guard.judge(state, values[0], 100 * median, config)
+    accepted, state = spike_guard.judge(state, *values, config)
+    return state, (accepted, spiked)
+
+  _, (accepted, spiked) = jax.lax.scan(
+    step, spike_guard.init(config), (losses, norms)
+  )
+  assert accepted.mean() > 0.999
+  assert not spiked[config.spike_window :].any()
+
+
+def test_a_norm_of_zero_is_accepted_and_leaves_the_limit_as_it_was():
+  _, state = judge(after(HISTORY[:7]), 2.0, 0.0)
+  accepted, state = judge(state, 2.0, 2.0)
+  assert accepted
+  assert not judge(state, 2.0, 10.0)[0]
 
 
 def test_a_fall_is_no_spike():
@@ -69,7 +98,7 @@ def test_the_window_forgets_its_oldest_value():
   assert judge(state, limit_with_it, 2.0)[0]
   _, state = judge(state, 2.0, 2.0)
   assert not judge(state, limit_with_it, 2.0)[0]
-  np.testing.assert_allclose(state['history'][0], HISTORY)
+  np.testing.assert_allclose(state['history'], [HISTORY, HISTORY])
 
 
 def test_refused_steps_are_counted_in_all_and_in_a_row():

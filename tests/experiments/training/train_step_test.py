@@ -6,6 +6,7 @@ import pytest
 
 import deltanet_jax
 from experiments import config as config_lib
+from experiments.training import spike_guard
 from experiments.training import train_step
 from tests.experiments import tiny_run
 
@@ -91,6 +92,51 @@ def test_a_loss_is_that_of_the_documents_alone():
     )
 
 
+def test_loss_and_gradient_are_those_of_the_mean_over_tokens():
+  batch, state = unequal_batch(), train_step.init_state(CONFIG)
+
+  def mean_loss(params):
+    losses, counts = train_step.token_losses(CONFIG.model, params, batch)
+    return jnp.mean(losses, where=counts)
+
+  loss, gradients = jax.value_and_grad(mean_loss)(state['params'])
+  norm = optax.tree.norm(gradients)
+  state, metrics = train_step.build(CONFIG)(state, batch)
+  np.testing.assert_allclose(metrics['loss'], loss, rtol=1e-6)
+  np.testing.assert_allclose(metrics['gradient_norm'], norm, rtol=1e-5)
+  clipped = min(1.0, CONFIG.optimizer.clip_norm / float(norm))
+  found = flat(optax.tree.get(state['optimizer'], 'mu'))
+  for name, gradient in flat(gradients).items():
+    expected = (1 - CONFIG.optimizer.b1) * clipped * gradient
+    np.testing.assert_allclose(found[name], expected, rtol=0, atol=1e-6)
+
+
+def test_the_guard_takes_in_the_loss_and_the_norm_before_clipping():
+  state, metrics = train_step.build(CONFIG)(
+    train_step.init_state(CONFIG), unequal_batch()
+  )
+  assert metrics['gradient_norm'] > CONFIG.optimizer.clip_norm
+  _, expected = spike_guard.judge(
+    spike_guard.init(CONFIG.training),
+    metrics['loss'],
+    metrics['gradient_norm'],
+    CONFIG.training,
+  )
+  found = flat(state['guard'])
+  for name, leaf in flat(expected).items():
+    np.testing.assert_allclose(found[name], leaf, rtol=1e-6)
+
+
+def test_the_seed_decides_the_parameters_alone():
+  state = train_step.init_state(CONFIG)
+  assert_same_bits(train_step.init_state(CONFIG), state)
+  other = train_step.init_state(tiny_run.replace(CONFIG, 'training', seed=1))
+  kernel, other_kernel = (
+    s['params']['output']['kernel'] for s in (state, other)
+  )
+  assert (kernel != other_kernel).all()
+
+
 @pytest.mark.parametrize('num_micro_batches', [2, 8])
 def test_micro_batches_of_unequal_masks_equal_one_batch(num_micro_batches):
   batch = unequal_batch()
@@ -121,6 +167,20 @@ def test_a_batch_of_padding_alone_has_no_loss_and_no_gradient():
     0,
     0,
     0,
+  )
+
+
+def test_a_step_decays_the_parameters_it_updates():
+  config = tiny_run.replace(
+    CONFIG, 'optimizer', initial_learning_rate=1e-2, weight_decay=0.5
+  )
+  batch = unequal_batch()
+  batch['segment_ids'] = jnp.zeros_like(batch['segment_ids'])
+  state = train_step.init_state(config)
+  kernel = np.array(state['params']['output']['kernel'])
+  state, _ = train_step.build(config)(state, batch)
+  np.testing.assert_allclose(
+    state['params']['output']['kernel'], (1 - 1e-2 * 0.5) * kernel, rtol=1e-6
   )
 
 

@@ -39,6 +39,16 @@ def test_the_first_start_writes_its_identity(workdir):
   assert workdir_lib.claim(workdir, _identity()) == []
 
 
+def test_an_identity_is_written_whole_or_not_at_all(workdir, monkeypatch):
+  def fail(*unused_args):
+    raise OSError('disk full')
+
+  monkeypatch.setattr(os, 'replace', fail)
+  with pytest.raises(OSError, match='disk full'):
+    workdir_lib.claim(workdir, _identity())
+  assert not workdir.config.exists()
+
+
 def test_another_run_is_refused_with_every_difference(workdir):
   workdir_lib.claim(workdir, _identity())
   other = _identity(seed=7, num_steps=2000) | {'corpus': 'a9'}
@@ -69,7 +79,8 @@ def test_any_other_part_that_differs_is_refused(workdir, change, message):
 
 def test_a_number_may_be_written_as_int_or_float(workdir):
   workdir_lib.claim(workdir, {'config': {'weight_decay': 0}})
-  workdir_lib.claim(workdir, {'config': {'weight_decay': 0.0}})
+  assert workdir_lib.claim(workdir, {'config': {'weight_decay': 0.0}}) == []
+  assert json.loads(workdir.config.read_text())['config']['weight_decay'] == 0
 
 
 def test_free_fields_exist_and_may_change(workdir):
@@ -102,8 +113,9 @@ def test_an_unreadable_identity_is_refused_and_kept(workdir, text):
   assert workdir.config.read_text() == text
 
 
-def test_files_of_an_unknown_run_are_refused(workdir):
-  workdir.checkpoints.mkdir()
+@pytest.mark.parametrize('name', ['checkpoints', 'metrics.jsonl'])
+def test_files_of_an_unknown_run_are_refused(workdir, name):
+  (workdir.root / name).mkdir()
   with pytest.raises(workdir_lib.WorkdirMismatchError, match='no config.json'):
     workdir_lib.claim(workdir, _identity())
 
@@ -121,9 +133,11 @@ def test_no_two_runs_hold_one_directory(workdir):
 
 
 def test_the_lock_ends_with_the_context(tmp_path):
+  held = []
   for _ in range(2):
-    with workdir_lib.locked(tmp_path):
-      pass
+    with workdir_lib.locked(tmp_path) as workdir:
+      held.append(workdir.root)
+  assert held == [tmp_path, tmp_path]
 
 
 def test_the_lock_ends_with_a_killed_process(tmp_path):
@@ -145,8 +159,8 @@ def test_the_lock_ends_with_a_killed_process(tmp_path):
         pass
     process.send_signal(signal.SIGKILL)
     process.wait()
-  with workdir_lib.locked(tmp_path):
-    pass
+  with workdir_lib.locked(tmp_path) as workdir:
+    assert (workdir.root / '.lock').read_text() == str(os.getpid())
 
 
 def test_every_file_has_its_own_path(workdir):

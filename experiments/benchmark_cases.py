@@ -1,0 +1,229 @@
+"""What the benchmarks time: ops, their variants and sizes, in suites.
+
+`cpu` times every op at the sizes of the delta rule's specs that are tagged so,
+`length` how time and memory grow with T, `paper` the setting of figure 1 of
+Yang et al., "Parallelizing Linear Transformers with the Delta Rule over
+Sequence Length", 2024: tokens per batch and model width stay the same while
+length and head dimension vary.
+"""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+from typing import Any
+
+import jax
+
+import pallas_kernels
+from pallas_kernels import dispatch
+from pallas_kernels.delta_rule import api as delta_rule_api
+from pallas_kernels.delta_rule import arg_specs as delta_specs
+from pallas_kernels.delta_rule import product_api
+from pallas_kernels.diagonal_plus_low_rank import api as low_rank_api
+from pallas_kernels.diagonal_plus_low_rank import arg_specs as low_rank_specs
+from pallas_kernels.linear_attention import api as linear_api
+from pallas_kernels.linear_attention import arg_specs as linear_specs
+
+OPS: Mapping[str, dispatch.Op] = {
+  op.name: op
+  for op in (
+    delta_rule_api.DELTA_RULE,
+    product_api.DELTA_PRODUCT,
+    low_rank_api.DIAGONAL_PLUS_LOW_RANK,
+    linear_api.LINEAR_ATTENTION,
+  )
+}
+GATES = ('none', 'head', 'channel')
+SUITES = ('cpu', 'length', 'paper')
+PAPER_LENGTHS = (512, 1024, 2048, 4096, 8192, 16384)
+PAPER_HEAD_DIMS = (64, 128, 256)
+PAPER_TOKENS = 16384
+PAPER_WIDTH = 2048
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Case:
+  """One call of an op; axes as in `pallas_kernels`, with HV = H.
+
+  Attributes:
+    op: public name in `pallas_kernels`.
+    gate: axes of the log-decay g: `none`, `head` [B, T, H] or `channel`
+      [B, T, H, K]. diagonal_plus_low_rank's is always per channel.
+    keys_per_token: n of delta_product; 1 for the others.
+    name: name of the sizes, in rows of results.
+    B: batch; 0 where the setting leaves no whole row, see `problem`.
+    T: time.
+    H: heads, of the values too; 0 as for B.
+    K: key dimension.
+    V: value dimension.
+    dtype: of all arguments but g, which is float32.
+  """
+
+  op: str
+  gate: str = 'none'
+  keys_per_token: int = 1
+  name: str
+  B: int
+  T: int
+  H: int
+  K: int
+  V: int
+  dtype: str = 'float32'
+
+  def __post_init__(self):
+    for field, known in (('op', tuple(OPS)), ('gate', GATES)):
+      if getattr(self, field) not in known:
+        raise ValueError(
+          f'{field} of {self.name} must be one of {known}, got '
+          f'{getattr(self, field)!r}'
+        )
+    if self.keys_per_token > 1 and self.op != 'delta_product':
+      raise ValueError(
+        f'keys_per_token of {self.op} must be 1, got {self.keys_per_token}'
+      )
+
+  @property
+  def variant(self) -> str:
+    """What distinguishes the case from others of its op."""
+    if self.op == 'delta_product':
+      return f'n={self.keys_per_token}'
+    return 'plain' if self.gate == 'none' else f'g per {self.gate}'
+
+  @property
+  def problem(self) -> str | None:
+    """Why the sizes cannot be run, or None."""
+    if not self.B:
+      return f'the tokens in all make no row of T={self.T}'
+    return None if self.H else f'the width makes no head of K={self.K}'
+
+  @property
+  def function(self) -> Callable[..., Any]:
+    """The op."""
+    return getattr(pallas_kernels, self.op)
+
+  @property
+  def shape(self) -> dict[str, str | int]:
+    """The sizes as rows of results name them."""
+    sizes = {axis: getattr(self, axis) for axis in 'B T H K V'.split()}
+    return {'name': self.name, 'dtype': self.dtype, 'HV': self.H} | sizes
+
+  def arguments(self) -> dict[str, jax.Array]:
+    """Returns random arguments, as the op's own specs make them."""
+    if self.op == 'diagonal_plus_low_rank':
+      spec = low_rank_specs.ArgSpec(**self.shape)
+      return low_rank_specs.random_arguments(spec)
+    if self.op == 'linear_attention':
+      return self._linear_arguments()
+    n = self.keys_per_token
+    spec = delta_specs.ArgSpec(**self.shape | {'T': n * self.T})
+    arrays = delta_specs.random_arguments(spec)
+    if self.op == 'delta_product':
+      arrays = {
+        name: x.reshape(self.B, self.T, n, *x.shape[2:])
+        for name, x in arrays.items()
+      }
+      arrays['q'] = arrays['q'][:, :, 0]
+    if self.gate != 'none':
+      arrays['g'] = self._linear_arguments()['g']
+    return arrays
+
+  def _linear_arguments(self):
+    spec = linear_specs.ArgSpec(gate=self.gate, **self.shape)
+    return linear_specs.random_arguments(spec)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Suite:
+  """Cases, and what is timed of each.
+
+  Attributes:
+    name: one of `SUITES`.
+    cases: what is timed.
+    passes: names in `benchmarking.PASSES`.
+    implementations: names, or None for all that an op has.
+    settings: what the sizes were made from; goes into every row.
+  """
+
+  name: str
+  cases: tuple[Case, ...]
+  passes: tuple[str, ...] = ('forward_backward',)
+  implementations: tuple[str, ...] | None = None
+  settings: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+
+_VARIANTS = (
+  {'op': 'delta_rule'},
+  {'op': 'delta_rule', 'gate': 'head'},
+  {'op': 'delta_rule', 'gate': 'channel'},
+  {'op': 'delta_product', 'keys_per_token': 2},
+  {'op': 'diagonal_plus_low_rank', 'gate': 'channel'},
+  {'op': 'linear_attention'},
+  {'op': 'linear_attention', 'gate': 'head'},
+  {'op': 'linear_attention', 'gate': 'channel'},
+)
+
+
+def _cpu() -> Suite:
+  specs = delta_specs.with_tag('cpu')
+  sizes = [
+    {axis: getattr(s, axis) for axis in 'name B T H K V dtype'.split()}
+    for s in specs
+  ]
+  cases = tuple(Case(**s, **variant) for s in sizes for variant in _VARIANTS)
+  return Suite(name='cpu', cases=cases, passes=('forward', 'forward_backward'))
+
+
+def _length() -> Suite:
+  cases = tuple(
+    Case(
+      op='delta_rule',
+      gate=gate,
+      name=f'length_{thousands}k',
+      B=1,
+      T=1024 * thousands,
+      H=2,
+      K=64,
+      V=64,
+    )
+    for gate in ('none', 'head')
+    for thousands in (1, 2, 4, 8, 16, 32, 64)
+  )
+  return Suite(name='length', cases=cases, implementations=('xla',))
+
+
+def _paper(tokens: int, model_width: int) -> Suite:
+  cases = tuple(
+    Case(
+      op='delta_rule',
+      name=f'paper_{dim}_{length}',
+      B=tokens // length,
+      T=length,
+      H=model_width // dim,
+      K=dim,
+      V=dim,
+      dtype='bfloat16',
+    )
+    for dim in PAPER_HEAD_DIMS
+    for length in PAPER_LENGTHS
+  )
+  settings = {'tokens': tokens, 'model_width': model_width}
+  return Suite(name='paper', cases=cases, settings=settings)
+
+
+def suite(
+  name: str, *, tokens: int = PAPER_TOKENS, model_width: int = PAPER_WIDTH
+) -> Suite:
+  """Returns a suite.
+
+  Args:
+    name: one of `SUITES`.
+    tokens: B T of the paper's suite.
+    model_width: H K of the paper's suite.
+
+  Raises:
+    ValueError: there is no such suite.
+  """
+  if name not in SUITES:
+    raise ValueError(f'the suite must be one of {SUITES}, got {name!r}')
+  if name == 'paper':
+    return _paper(tokens, model_width)
+  return {'cpu': _cpu, 'length': _length}[name]()

@@ -1,0 +1,50 @@
+"""Times this project's gated delta rule beside that of other JAX packages.
+
+Example:
+    pip install '.[peers]'
+    python -m experiments.compare_peers --output=results/peers_cpu.jsonl
+"""
+
+from collections.abc import Sequence
+import pathlib
+
+from absl import app
+from absl import flags
+
+from experiments import atomic_file
+from experiments import benchmark_cases
+from experiments import benchmarking
+from experiments import peers
+
+
+def define_flags() -> None:
+  """Defines the flags of this program."""
+  flags.DEFINE_string(
+    'output', None, 'JSONL file of the results; replaced when all are in.'
+  )
+  flags.DEFINE_integer(
+    'repeats', 15, 'Timed calls of each package.', lower_bound=1
+  )
+
+
+def main(argv: Sequence[str]) -> None:
+  """Prints a line per package and size, and writes the rows."""
+  if len(argv) > 1:
+    raise app.UsageError(f'no arguments are taken, got {argv[1:]}')
+  args = flags.FLAGS
+  output = pathlib.Path(args.output) if args.output else None
+  if output:
+    output.parent.mkdir(parents=True, exist_ok=True)
+  rows = []
+  for case in benchmark_cases.suite('cpu').cases:
+    if (case.op, case.gate) == ('delta_rule', 'head'):
+      for row in peers.rows(case, repeats=args.repeats):
+        print(peers.format_row(row), flush=True)
+        rows.append(row)
+  if output:
+    atomic_file.replace(output, benchmarking.to_lines(rows))
+
+
+if __name__ == '__main__':
+  define_flags()
+  app.run(main)

@@ -1,0 +1,70 @@
+import functools
+import math
+
+import jax
+import pytest
+
+from experiments import benchmark_cases
+from experiments import benchmark_flops
+from experiments import benchmarking
+
+SIZES = {'name': 'x', 'B': 1, 'T': 256, 'H': 2, 'K': 64, 'V': 32}
+OPS = [
+  {'op': 'delta_rule'},
+  {'op': 'delta_product', 'keys_per_token': 2},
+  {'op': 'diagonal_plus_low_rank', 'gate': 'channel'},
+  {'op': 'linear_attention'},
+]
+IDS = [op['op'] for op in OPS]
+
+
+def _inner(params):
+  """Yields the jaxprs among the parameters of an equation."""
+  for value in jax.tree.leaves(
+    params, is_leaf=lambda x: hasattr(x, 'eqns') or hasattr(x, 'jaxpr')
+  ):
+    if hasattr(value, 'eqns') or hasattr(value, 'jaxpr'):
+      yield getattr(value, 'jaxpr', value)
+
+
+def _dot_flops(jaxpr):
+  """Counts the operations of all matrix products, scans unrolled."""
+  total = 0
+  for equation in jaxpr.eqns:
+    if equation.primitive.name == 'dot_general':
+      (contracted, _), _ = equation.params['dimension_numbers']
+      left, _ = equation.invars
+      depth = math.prod(left.aval.shape[axis] for axis in contracted)
+      total += 2 * depth * math.prod(equation.outvars[0].aval.shape)
+    times = equation.params.get('length', 1)
+    total += times * sum(map(_dot_flops, _inner(equation.params)))
+  return total
+
+
+# The forward pass of the program already computes G X for the backward pass.
+@pytest.mark.parametrize('op', OPS, ids=IDS)
+@pytest.mark.parametrize(
+  ('pass_name', 'tolerance'), [('forward', 0.12), ('forward_backward', 0.01)]
+)
+def test_the_count_is_that_of_the_products_of_the_program(
+  op, pass_name, tolerance
+):
+  case = benchmark_cases.Case(**SIZES, **op, dtype='bfloat16')
+  run = functools.partial(
+    case.function, implementation='xla', chunk_size=benchmark_flops.CHUNK
+  )
+  function = benchmarking.pass_function(run, pass_name)
+  arguments = jax.eval_shape(case.arguments)
+  arguments.pop('g', None)  # Scores with decays per channel take a tree.
+  program = jax.make_jaxpr(function)(arguments)
+  assert benchmark_flops.flops(case, pass_name) == pytest.approx(
+    _dot_flops(program.jaxpr), rel=tolerance
+  )
+
+
+def test_the_count_is_the_formula():
+  case = benchmark_cases.Case(op='delta_rule', **SIZES)
+  count = benchmark_flops.flops(case, 'forward')
+  # 2 (3 K V + C (2 K + 2 V)) + C^2 / 3 with C = 32, for 512 rows.
+  by_hand = 512 * (2 * (3 * 64 * 32 + 32 * (128 + 64)) + 32**2 / 3)
+  assert count == pytest.approx(by_hand)

@@ -1,0 +1,44 @@
+import types
+
+from absl import app
+from absl import flags
+import pytest
+
+from experiments import benchmark_cases
+from experiments import benchmark_kernels
+from experiments import benchmarking
+from experiments import kernel_figures
+
+
+def _tiny_suite(name, *, tokens, model_width):
+  assert (tokens, model_width) == (128, 16)
+  cases = tuple(
+    benchmark_cases.Case(op='delta_rule', name='x', B=1, T=T, H=1, K=8, V=8)
+    for T in (16, 128)
+  )
+  return benchmark_cases.Suite(name=name, cases=cases, implementations=('xla',))
+
+
+@pytest.mark.parametrize('suite', ['length', 'cpu'])
+def test_rows_are_printed_and_written(tmp_path, monkeypatch, capsys, suite):
+  output = tmp_path / 'new' / 'kernels.jsonl'
+  values = types.SimpleNamespace(
+    suite=suite, output=str(output), repeats=1, tokens=128, model_width=16
+  )
+  monkeypatch.setattr(flags, 'FLAGS', values)
+  monkeypatch.setattr(benchmark_cases, 'suite', _tiny_suite)
+  monkeypatch.setattr(benchmarking, 'PEAK_SIZE', 64)
+  benchmark_kernels.main(['benchmark_kernels'])
+  header, first, second, *growth = capsys.readouterr().out.splitlines()
+  assert header == benchmarking.header()
+  assert first.split()[:2] == second.split()[:2] == ['delta_rule', 'plain']
+  rows = kernel_figures.read_rows(output)
+  assert [row['shape']['T'] for row in rows] == [16, 128]
+  assert [line.startswith('delta_rule plain, T = 16:') for line in growth] == (
+    [True] if suite == 'length' else []
+  )
+
+
+def test_arguments_are_refused():
+  with pytest.raises(app.UsageError, match='no arguments are taken'):
+    benchmark_kernels.main(['benchmark_kernels', 'extra'])
