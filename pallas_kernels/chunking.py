@@ -207,6 +207,12 @@ def transpose(x: jax.Array) -> jax.Array:
   return jax.lax.optimization_barrier(jnp.swapaxes(x, -1, -2))
 
 
+def sum_to(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+  """Returns x summed over the axes that `shape` broadcasts to x's."""
+  axes = [i for i, n in enumerate(shape) if n != x.shape[i]]
+  return jnp.sum(x, axis=axes, keepdims=True)
+
+
 @jax.custom_vjp
 def outer(x: jax.Array, y: jax.Array) -> jax.Array:
   """Returns x y^T over the last two axes: [..., I, K], [..., J, K] to I, J."""

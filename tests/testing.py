@@ -23,6 +23,7 @@ _LIMITS_16_BIT = {
   'dinitial_state': 0.008,
   'dbeta': 0.02,
   'dg': 0.02,
+  'dbonus': 0.02,
 }
 
 # name: (cosine between keys or None, greatest beta, beta near its greatest)

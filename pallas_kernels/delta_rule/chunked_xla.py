@@ -150,17 +150,11 @@ def _forward_group(state, parts, saved, *, static: _Static):
   return state, o, _Solved(states, x, error, inverse)
 
 
-def _sum_to(x, shape):
-  """Sums x over the axes that `shape` broadcasts."""
-  axes = [i for i, n in enumerate(shape) if n != x.shape[i]]
-  return jnp.sum(x, axis=axes, keepdims=True)
-
-
 def _cotangents(made: _Prepared, do, dv, x, states, dstates) -> _Prepared:
   """Returns the gradients of what `_prepare` made."""
   dkeep = None
   if made.keep is not None:
-    dkeep = _sum_to(states * dstates, made.keep.shape)
+    dkeep = chunking.sum_to(states * dstates, made.keep.shape)
   return _Prepared(
     -chunking.outer(dv, x),
     chunking.outer(do, x),

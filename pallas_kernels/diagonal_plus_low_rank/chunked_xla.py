@@ -28,7 +28,8 @@ inverse.
 For float32 inputs L_a and the inverse are computed in float64 and then rounded:
 where the rows of A and B are nearly parallel, sums over U cancel to a fraction
 of their terms, and L_a rounded beforehand would cost several times the error of
-the scan over tokens.
+the scan over tokens. So is dR, of which db takes the products with single rows
+of V: where these nearly cancel, its rounding is most of their error.
 """
 
 import functools
@@ -171,18 +172,21 @@ def _forward_group(state, parts, saved, *, static: _Static):
   return state, o, _Solved(states, u, inverse)
 
 
-def _sum_to(x, shape):
-  """Sums x over the axes that `shape` broadcasts."""
-  axes = [i for i, n in enumerate(shape) if n != x.shape[i]]
-  return jnp.sum(x, axis=axes, keepdims=True)
+@chunking.in_float64
+def _solve_exactly(inverse_t, du, a_out, dstate):
+  """Returns dR, by float64."""
+  return inverse_t @ (du + a_out @ dstate)
 
 
-def _scan_back(dstate, do, made: _Prepared, solved: _Solved):
+def _scan_back(dstate, do, made: _Prepared, solved: _Solved, *, exact: bool):
   """Returns dstate before the group, dR [..., C, V] and every chunk's dS'."""
 
   def step(dstate, xs):
     a_out, b_in_t, inverse_t, du, read, keep = xs
-    dr = inverse_t @ (du + a_out @ dstate)
+    if exact:
+      dr = _solve_exactly(inverse_t, du, a_out, dstate)
+    else:
+      dr = inverse_t @ (du + a_out @ dstate)
     new = decay.scaled(dstate, keep) + (read + b_in_t @ dr)
     return new, (dr, dstate)
 
@@ -203,12 +207,13 @@ def _backward_group(dstate, parts, solved: _Solved, *, static: _Static):
   made, pullback = jax.vjp(
     lambda *arrays: _prepare(*arrays, cut, static), q, k, a, b, g
   )
-  dstate, dr, dstates = _scan_back(dstate, do, made, solved)
+  exact = inputs.q.dtype == jnp.float32
+  dstate, dr, dstates = _scan_back(dstate, do, made, solved, exact=exact)
   l_k_t, p_k_t = map(chunking.transpose, (made.l_k, made.p_k))
   dv = p_k_t @ do + made.k_out @ dstates + l_k_t @ dr
   dkeep = None
   if made.keep is not None:
-    dkeep = _sum_to(solved.states * dstates, made.keep.shape)
+    dkeep = chunking.sum_to(solved.states * dstates, made.keep.shape)
   outer = chunking.outer
   dq, dk, da, db, dg = pullback(
     _Prepared(

@@ -130,12 +130,6 @@ def _forward_group(state, parts, saved, *, bonus, static: _Static):
   return state, chunking.from_chunks(o, inputs.v.shape[2]), states
 
 
-def _sum_to(x, shape):
-  """Sums x over the axes that `shape` broadcasts."""
-  axes = [i for i, n in enumerate(shape) if n != x.shape[i]]
-  return jnp.sum(x, axis=axes, keepdims=True)
-
-
 def _backward_group(carry, parts, states, *, bonus, static: _Static):
   dstate, dbonus = carry
   inputs, counts, do = parts
@@ -151,7 +145,7 @@ def _backward_group(carry, parts, states, *, bonus, static: _Static):
   dv = chunking.transpose(made.p) @ do + made.k_out @ dstates
   dkeep = None
   if made.keep is not None:
-    dkeep = _sum_to(states * dstates, made.keep.shape)
+    dkeep = chunking.sum_to(states * dstates, made.keep.shape)
   dq, dk, dg, dbonus_here = pullback(
     _Prepared(
       chunking.outer(do, v),

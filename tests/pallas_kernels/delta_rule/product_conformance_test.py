@@ -97,8 +97,9 @@ def _check(
   segments='none',
   gate=None,
   dtype='float32',
+  length=SPEC.T,
 ):
-  spec = dataclasses.replace(SPEC, dtype=dtype)
+  spec = dataclasses.replace(SPEC, T=length, dtype=dtype)
   problem = testing.make_problem(spec, kind, segments, gate=gate)
   problem = _tokens(problem, n)
   with jax.enable_x64(True):
@@ -128,6 +129,12 @@ def test_kinds_of_inputs(kind):
 @pytest.mark.parametrize('implementation', IMPLEMENTATIONS)
 def test_segments(implementation, segments):
   _check(implementation, 3, segments=segments, gate='head_random')
+
+
+@pytest.mark.drill
+@pytest.mark.parametrize('length', range(1, 201))
+def test_every_length(length):
+  _check('xla', 2, gate='head_mixed', length=2 * length)
 
 
 def _arguments(n=2, gate=None):

@@ -253,15 +253,3 @@ def test_a_mesh_changes_nothing(axis):
   with jax.set_mesh(mesh):
     actual = diagonal_plus_low_rank(**two, chunk_size=16, implementation='xla')
   _assert_close(actual, expected)
-
-
-def test_xla_refuses_second_derivatives():
-  arguments = _arguments()
-  gradient = jax.grad(functools.partial(_loss, implementation='xla'))
-
-  def loss(v):
-    changed = gradient(arguments | {'v': v})
-    return sum(jnp.sum(jnp.sin(d)) for d in changed.values())
-
-  with pytest.raises(NotImplementedError, match="use implementation='recurr"):
-    jax.grad(loss)(arguments['v'])

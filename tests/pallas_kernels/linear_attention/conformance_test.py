@@ -59,7 +59,7 @@ def test_chunk_sizes(chunk):
   problems.check('xla', SPECS['mamba2'], 'mixed', chunk=chunk)
 
 
-@pytest.mark.parametrize('length', [1, 2, 17, 200])
+@pytest.mark.parametrize('length', [1, 2, 15, 16, 17, 31, 33, 64, 65, 129, 200])
 def test_lengths(length):
   spec = _spec('mamba2', has_bonus=True, T=length)
   problems.check('xla', spec, 'mixed', chunk=CHUNK)

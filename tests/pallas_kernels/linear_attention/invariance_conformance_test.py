@@ -222,15 +222,3 @@ def test_the_normalizer_is_the_recurrence_of_a_value_of_one(implementation):
     implementation=implementation,
   )
   _assert_close(actual, (o, z[..., 0], (state, n[..., 0])))
-
-
-def test_xla_refuses_second_derivatives():
-  arguments = _arguments()
-  gradient = jax.grad(functools.partial(_loss, implementation='xla'))
-
-  def loss(v):
-    changed = gradient(arguments | {'v': v})
-    return sum(jnp.sum(jnp.sin(d)) for d in changed.values())
-
-  with pytest.raises(NotImplementedError, match="use implementation='recurr"):
-    jax.grad(loss)(arguments['v'])

@@ -139,24 +139,11 @@ def _reference_results(spec, decay, segment_name):
   return problem, oracle(problem), evaluate(problem, 'recurrent')
 
 
-def _limits(problem, expected, reference) -> dict[str, float]:
-  """Returns `testing.limits`; the bonus has those of a decay."""
-  arguments = dict(problem.arguments)
-  bonus = arguments.pop('bonus', None)
-  rest = problem._replace(arguments=arguments)
-  allowed = testing.limits(rest, expected, reference)
-  if bonus is not None:
-    results = (r | {'dg': r['dbonus']} for r in (expected, reference))
-    as_decay = problem._replace(arguments={'g': bonus})
-    allowed['dbonus'] = testing.limits(as_decay, *results)['dg']
-  return allowed
-
-
 def check(implementation, spec, decay='random', segments='none', chunk=None):
   """Holds an implementation to the oracle within the limits."""
   problem, expected, reference = _reference_results(spec, decay, segments)
   actual = evaluate(problem, implementation, chunk_size=chunk)
-  allowed = _limits(problem, expected, reference)
+  allowed = testing.limits(problem, expected, reference)
   errors = {n: testing.error(actual[n], expected[n]) for n in problem.results}
   broken = {n: (e, allowed[n]) for n, e in errors.items() if e > allowed[n]}
   assert not broken
