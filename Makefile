@@ -1,7 +1,7 @@
 # Thin: each target is a line or two over `python -m ...`. Variables that are
 # meant to be set: PYTHON (any Python >= 3.12), EXTRAS (of setup.cfg, such as
-# dev,cuda13), TESTS (paths), SUITE (of bench: cpu, length, paper), ARGS (more
-# flags of the program).
+# dev,cuda13), TESTS (paths), SUITE (of bench: cpu, length, paper, gpu), ARGS
+# (more flags of the program).
 
 VENV := .venv
 CONSTRAINTS := constraints.txt
@@ -11,6 +11,7 @@ SUITE := cpu
 ARGS :=
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(EXTRAS)
+AOT := $(VENV)/aot
 
 # pyenv's own copies come last: its shims refuse versions that are not selected.
 PYTHONS = $(PYTHON) python3.12 python3.13 python3.14 python3 python \
@@ -21,13 +22,15 @@ IS_USABLE := import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 12))
 # fifth less time, which would go into page faults.
 export GLIBC_TUNABLES := glibc.malloc.hugetlb=1
 
-.PHONY: help setup train train_long test drill lint format bench figures \
-  doctor clean
+.PHONY: help setup setup_aot train train_long test drill lint format bench \
+  kernel_report figures doctor clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z_]*\):.*## /\1\t/p' Makefile | expand -t 12
 
 setup: $(STAMP)  ## install everything into .venv
+
+setup_aot: $(AOT)/.installed  ## what compiles for a GPU that is not there
 
 train: setup  ## train a small DeltaNet on this machine; re-run to resume
 	$(BIN)/python -m experiments.train_lm --config=laptop \
@@ -58,6 +61,9 @@ bench: setup  ## time the implementations of every op
 	$(BIN)/python -m experiments.benchmark_kernels --suite=$(SUITE) \
 	  --output=results/kernels_$(SUITE).jsonl $(ARGS)
 
+kernel_report: setup setup_aot  ## what the GPU kernels take of a GPU
+	$(BIN)/python -m experiments.kernel_report --target=h200 $(ARGS)
+
 figures: setup  ## draw the figures of results/
 	$(BIN)/python -m experiments.plot_results $(ARGS)
 
@@ -84,4 +90,12 @@ $(STAMP): setup.cfg pyproject.toml $(CONSTRAINTS)
 	  'make setup PYTHON=/path/to/python3.12' >&2; exit 1
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 	  --constraint $(CONSTRAINTS) --editable '.[$(EXTRAS)]'
+	@touch $@
+
+# In a folder of its own: with the CUDA plugin in the environment, all starts of
+# JAX on a machine without a GPU would complain.
+$(AOT)/.installed: $(CONSTRAINTS) | setup
+	rm -rf $(AOT)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
+	  --target $(AOT) $$(grep -E '^(jax-cuda13|nvidia)-' $(CONSTRAINTS))
 	@touch $@

@@ -4,11 +4,12 @@
 `length` how time and memory grow with T, `paper` the setting of figure 1 of
 Yang et al., "Parallelizing Linear Transformers with the Delta Rule over
 Sequence Length", 2024: tokens per batch and model width stay the same while
-length and head dimension vary.
+length and head dimension vary, `gpu` the Hopper kernels beside plain XLA.
 """
 
 from collections.abc import Callable, Mapping
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -33,11 +34,20 @@ OPS: Mapping[str, dispatch.Op] = {
   )
 }
 GATES = ('none', 'head', 'channel')
-SUITES = ('cpu', 'length', 'paper')
+SUITES = ('cpu', 'length', 'paper', 'gpu')
 PAPER_LENGTHS = (512, 1024, 2048, 4096, 8192, 16384)
 PAPER_HEAD_DIMS = (64, 128, 256)
 PAPER_TOKENS = 16384
 PAPER_WIDTH = 2048
+# B, T, H and K = V.
+GPU_SIZES = (
+  (4, 2048, 16, 128),
+  (1, 8192, 96, 128),
+  (2, 16384, 16, 128),
+  (4, 4096, 64, 128),
+  (8, 1024, 8, 64),
+  (1, 32768, 32, 128),
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -141,6 +151,11 @@ class Suite:
     passes: names in `benchmarking.PASSES`.
     implementations: names, or None for all that an op has.
     settings: what the sizes were made from; goes into every row.
+    checked: cases on which the first implementation must be right, or nothing
+      is timed; see `kernel_checks`.
+    queue_seconds: calls are queued for about that long and timed together.
+    enough_seconds: once these have passed, only the first implementation is
+      timed.
   """
 
   name: str
@@ -148,6 +163,9 @@ class Suite:
   passes: tuple[str, ...] = ('forward_backward',)
   implementations: tuple[str, ...] | None = None
   settings: Mapping[str, int] = dataclasses.field(default_factory=dict)
+  checked: tuple[Case, ...] = ()
+  queue_seconds: float = 0.0
+  enough_seconds: float = math.inf
 
 
 _VARIANTS = (
@@ -209,6 +227,35 @@ def _paper(tokens: int, model_width: int) -> Suite:
   return Suite(name='paper', cases=cases, settings=settings)
 
 
+def _gpu_case(sizes: tuple[int, ...], gate: str = 'none') -> Case:
+  batch, length, heads, dim = sizes
+  return Case(
+    op='delta_rule',
+    gate=gate,
+    name=f'b{batch}_t{length}_h{heads}_d{dim}',
+    B=batch,
+    T=length,
+    H=heads,
+    K=dim,
+    V=dim,
+    dtype='bfloat16',
+  )
+
+
+def _gpu() -> Suite:
+  short = ((2, 200, 4, 64), (2, 200, 4, 128))
+  checked = [_gpu_case(s, g) for s in short for g in ('none', 'head')]
+  return Suite(
+    name='gpu',
+    cases=tuple(map(_gpu_case, GPU_SIZES)),
+    passes=('forward', 'forward_backward'),
+    implementations=('mosaic_gpu', 'xla'),
+    checked=(*checked, _gpu_case((1, 2048, 2, 128))),
+    queue_seconds=0.05,
+    enough_seconds=300.0,
+  )
+
+
 def suite(
   name: str, *, tokens: int = PAPER_TOKENS, model_width: int = PAPER_WIDTH
 ) -> Suite:
@@ -226,4 +273,4 @@ def suite(
     raise ValueError(f'the suite must be one of {SUITES}, got {name!r}')
   if name == 'paper':
     return _paper(tokens, model_width)
-  return {'cpu': _cpu, 'length': _length}[name]()
+  return {'cpu': _cpu, 'length': _length, 'gpu': _gpu}[name]()

@@ -1,4 +1,4 @@
-"""Counts the arithmetic of the ops' chunkwise forms.
+"""Counts the arithmetic of the ops' chunkwise forms, and the fewest bytes.
 
 With K and V the dimensions of keys and values and C the tokens of a chunk, the
 matrix products of a chunkwise form are of three kinds. Per row and token they
@@ -25,7 +25,10 @@ C is 32 whatever chunk an implementation takes, and all are measured by the same
 count: the scan over tokens, and longer chunks, which do more for the same.
 """
 
-from typing import NamedTuple
+import math
+from typing import Any, NamedTuple
+
+import jax
 
 from experiments import benchmark_cases
 
@@ -83,3 +86,25 @@ def flops(case: benchmark_cases.Case, pass_name: str) -> float:
     per_token += n * _of_products(per_key, case)
     per_token += _of_products(per_query, case)
   return case.B * case.T * case.H * per_token
+
+
+def _bytes(tree: Any) -> int:
+  return sum(
+    math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree)
+  )
+
+
+def compulsory_bytes(arguments: Any, results: Any, pass_name: str) -> int:
+  """Returns the bytes that any implementation reads and writes.
+
+  The forward pass reads the arguments and writes the results; the backward pass
+  reads the arguments and the cotangents of results and writes gradients.
+
+  Args:
+    arguments: a tree of arrays or their shapes.
+    results: likewise.
+    pass_name: `forward` or `forward_backward`.
+  """
+  forward = _bytes(arguments) + _bytes(results)
+  backward = forward + _bytes(arguments)
+  return forward + (backward if pass_name == 'forward_backward' else 0)

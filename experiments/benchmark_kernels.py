@@ -13,18 +13,15 @@ from absl import flags
 
 from experiments import atomic_file
 from experiments import benchmark_cases
+from experiments import benchmark_tables
 from experiments import benchmarking
 
 
 def define_flags() -> None:
   """Defines the flags of this program."""
   flags.DEFINE_enum('suite', 'cpu', benchmark_cases.SUITES, 'Cases to time.')
-  flags.DEFINE_string(
-    'output', None, 'JSONL file of the results; replaced when all are in.'
-  )
-  flags.DEFINE_integer(
-    'repeats', 15, 'Most timed calls of each implementation.', lower_bound=1
-  )
+  flags.DEFINE_string('output', None, 'JSONL; replaced after every row.')
+  flags.DEFINE_integer('repeats', 15, 'Most timed calls of each.', 1)
   flags.DEFINE_integer(
     'tokens', benchmark_cases.PAPER_TOKENS, 'B T of the suite `paper`.', 1
   )
@@ -44,15 +41,15 @@ def main(argv: Sequence[str]) -> None:
   suite = benchmark_cases.suite(
     args.suite, tokens=args.tokens, model_width=args.model_width
   )
-  print(benchmarking.header())
+  print(benchmark_tables.header())
   rows = []
   for row in benchmarking.rows(suite, repeats=args.repeats):
-    print(*benchmarking.format_row(row), sep='\n', flush=True)
+    print(*benchmark_tables.format_row(row), sep='\n', flush=True)
     rows.append(row)
+    if output:  # After every row: what was measured outlives a time limit.
+      atomic_file.replace(output, benchmarking.to_lines(rows))
   if suite.name == 'length':
-    print(*map(benchmarking.format_growth, benchmarking.growth(rows)), sep='\n')
-  if output:
-    atomic_file.replace(output, benchmarking.to_lines(rows))
+    print(*benchmark_tables.growth_lines(rows), sep='\n')
 
 
 if __name__ == '__main__':

@@ -222,10 +222,38 @@ def _draw_paper(rows: Sequence[Row]) -> figure.Figure:
   return drawing
 
 
+def _draw_gpu(rows: Sequence[Row]) -> figure.Figure:
+  """Median times by shape and implementation, a panel per pass, as bars."""
+  passes = _unique(row['pass'] for row in rows)
+  names = _unique(name for row in rows for name in row['results'])
+  drawing = figure.Figure(figsize=(11, 4.5), layout='constrained')
+  panels = drawing.subplots(1, len(passes), sharey=True, squeeze=False)[0]
+  for panel, pass_name in zip(panels, passes, strict=True):
+    shown = [row for row in rows if row['pass'] == pass_name]
+    for i, name in enumerate(names):
+      places = np.arange(len(shown)) + 0.8 * (i + 0.5) / len(names) - 0.4
+      times = [
+        row['results'].get(name, {}).get('median_ms', np.nan) for row in shown
+      ]
+      panel.barh(places, times, 0.8 / len(names), label=name)
+    panel.set_yticks(
+      range(len(shown)),
+      [row['shape']['name'].replace('_', ' ') for row in shown],
+    )
+    panel.set_xscale('log')
+    panel.set_xlabel('median milliseconds of a call')
+    panel.set_title(pass_name.replace('_', ' + '), fontsize='medium')
+  panels[0].invert_yaxis()
+  panels[0].legend(frameon=False)
+  drawing.suptitle(f'{rows[0]["op"]} on {rows[0]["device"]}')
+  return drawing
+
+
 _DRAW: Mapping[str, Callable[[Sequence[Row]], figure.Figure]] = {
   'cpu': _draw_cpu,
   'length': _draw_length,
   'paper': _draw_paper,
+  'gpu': _draw_gpu,
 }
 
 
@@ -233,7 +261,8 @@ def draw_kernels(rows: Sequence[Row], path: str | os.PathLike) -> None:
   """Draws the figure of a suite.
 
   `cpu`: speed and memory of `xla` relative to `recurrent`, as bars. `length`:
-  both of `xla` by length. `paper`: the speed-up beside the paper's.
+  both of `xla` by length. `paper`: the speed-up beside the paper's. `gpu`: the
+  implementations' times.
 
   Args:
     rows: of one run of `benchmark_kernels`.

@@ -159,8 +159,8 @@ def first_order_only(tree: Any) -> Any:
 def _refuse(tree):
   del tree
   raise NotImplementedError(
-    "implementation 'xla' has first derivatives in reverse mode only; for "
-    "higher ones use implementation='recurrent'"
+    'chunkwise implementations have first derivatives in reverse mode only; '
+    "for higher ones use implementation='recurrent'"
   )
 
 

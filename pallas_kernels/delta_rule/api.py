@@ -11,11 +11,17 @@ from pallas_kernels import sequence_parallel
 from pallas_kernels import shapes
 from pallas_kernels import sharded_call
 from pallas_kernels.delta_rule import chunked_xla
+from pallas_kernels.delta_rule import mosaic_gpu
 from pallas_kernels.delta_rule import reference
 
 DELTA_RULE = dispatch.Op(
   'delta_rule',
   (
+    dispatch.Implementation(
+      name='mosaic_gpu',
+      function=mosaic_gpu.delta_rule,
+      unavailable=mosaic_gpu.unavailable,
+    ),
     dispatch.Implementation(name='xla', function=chunked_xla.delta_rule),
     dispatch.Implementation(name='recurrent', function=reference.delta_rule),
   ),
@@ -97,7 +103,8 @@ def delta_rule(
     chunk_size: tokens per chunk of the chunkwise implementations; None means
       the implementation's choice.
     implementation: None (automatic), a name, or names in the order to try:
-      `recurrent` (a scan over tokens) or `xla` (chunkwise).
+      `recurrent` (a scan over tokens), `xla` (chunkwise) or `mosaic_gpu`
+      (chunkwise, Hopper GPUs: bfloat16, K and V of 64 or 128, g per head).
 
   Returns:
     o: outputs [B, T, HV, V] in v's dtype.

@@ -66,6 +66,21 @@ def test_the_paper_suite_keeps_tokens_and_width():
   assert suite.settings == {'tokens': 16384, 'model_width': 2048}
 
 
+def test_the_gpu_suite_checks_before_it_times():
+  suite = benchmark_cases.suite('gpu')
+  assert suite.implementations == ('mosaic_gpu', 'xla')
+  assert {(c.B, c.T, c.H, c.K) for c in suite.cases} == set(
+    benchmark_cases.GPU_SIZES
+  )
+  assert {(c.K, c.gate) for c in suite.checked} == {
+    (64, 'none'),
+    (64, 'head'),
+    (128, 'none'),
+    (128, 'head'),
+  }
+  assert {c.dtype for c in suite.cases + suite.checked} == {'bfloat16'}
+
+
 def test_sizes_that_leave_no_row_or_head_are_named():
   cases = benchmark_cases.suite('paper', tokens=1024, model_width=128).cases
   problems = {(c.K, c.T): c.problem for c in cases}
@@ -88,5 +103,5 @@ def test_unknown_cases_are_refused(changes, message):
 
 
 def test_an_unknown_suite_is_refused():
-  with pytest.raises(ValueError, match="the suite must be one of .*'gpu'"):
-    benchmark_cases.suite('gpu')
+  with pytest.raises(ValueError, match="the suite must be one of .*'tpu'"):
+    benchmark_cases.suite('tpu')

@@ -68,3 +68,14 @@ def test_the_count_is_the_formula():
   # 2 (3 K V + C (2 K + 2 V)) + C^2 / 3 with C = 32, for 512 rows.
   by_hand = 512 * (2 * (3 * 64 * 32 + 32 * (128 + 64)) + 32**2 / 3)
   assert count == pytest.approx(by_hand)
+
+
+@pytest.mark.parametrize(
+  ('pass_name', 'per_token'), [('forward', 1026), ('forward_backward', 2822)]
+)
+def test_compulsory_bytes_are_those_of_every_array_once(pass_name, per_token):
+  x = jax.ShapeDtypeStruct((2, 64, 4, 128), 'bfloat16')
+  beta = jax.ShapeDtypeStruct((2, 64, 4), 'bfloat16')
+  arguments = {'q': x, 'k': x, 'v': x, 'beta': beta}
+  found = benchmark_flops.compulsory_bytes(arguments, x, pass_name)
+  assert found == 2 * 64 * 4 * per_token

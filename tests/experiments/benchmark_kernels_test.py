@@ -6,6 +6,7 @@ import pytest
 
 from experiments import benchmark_cases
 from experiments import benchmark_kernels
+from experiments import benchmark_tables
 from experiments import benchmarking
 from experiments import kernel_figures
 
@@ -30,7 +31,7 @@ def test_rows_are_printed_and_written(tmp_path, monkeypatch, capsys, suite):
   monkeypatch.setattr(benchmarking, 'PEAK_SIZE', 64)
   benchmark_kernels.main(['benchmark_kernels'])
   header, first, second, *growth = capsys.readouterr().out.splitlines()
-  assert header == benchmarking.header()
+  assert header == benchmark_tables.header()
   assert first.split()[:2] == second.split()[:2] == ['delta_rule', 'plain']
   rows = kernel_figures.read_rows(output)
   assert [row['shape']['T'] for row in rows] == [16, 128]

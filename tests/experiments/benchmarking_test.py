@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 
@@ -7,7 +8,10 @@ import pytest
 
 from experiments import benchmark_cases
 from experiments import benchmark_flops
+from experiments import benchmark_tables
 from experiments import benchmarking
+from experiments import fla_peer
+from experiments import kernel_checks
 
 SIZES = {'name': 'small', 'B': 1, 'T': 64, 'H': 1, 'K': 8, 'V': 8}
 CASE = benchmark_cases.Case(op='delta_rule', **SIZES)
@@ -93,10 +97,10 @@ def test_rows_read_back_and_print_under_the_header():
   rows = list(benchmarking.rows(SUITE, repeats=1))
   lines = benchmarking.to_lines(rows).splitlines()
   assert [json.loads(line) for line in lines] == rows
-  chunkwise, scan = benchmarking.format_row(rows[0])
+  chunkwise, scan = benchmark_tables.format_row(rows[0])
   assert chunkwise.split()[:5] == 'delta_rule plain small forward xla'.split()
   assert scan.split()[4] == 'recurrent'
-  assert len(chunkwise) == len(scan) == len(benchmarking.header())
+  assert len(chunkwise) == len(scan) == len(benchmark_tables.header())
 
 
 def test_what_does_not_fit_memory_is_a_reason():
@@ -136,34 +140,62 @@ def test_a_case_without_rows_prints_its_reason_and_has_no_ratio():
   reason = 'the tokens in all make no row of T=64'
   assert row['results'] == {n: {'reason': reason} for n in ('xla', 'recurrent')}
   assert (row['speed_up'], row['temp_ratio'], row['tokens']) == (None, None, 32)
-  assert all(line.endswith(reason) for line in benchmarking.format_row(row))
+  assert all(line.endswith(reason) for line in benchmark_tables.format_row(row))
 
 
-def _length_row(length, milliseconds, temp_bytes, variant='plain'):
-  result = {'min_ms': milliseconds, 'temp_bytes': temp_bytes}
-  return {
-    'op': 'delta_rule',
-    'variant': variant,
-    'shape': {'T': length},
-    'results': {'xla': result},
-  }
+CHECKED = benchmark_cases.Suite(
+  name='gpu',
+  cases=(CASE,),
+  implementations=('xla', 'recurrent'),
+  checked=(
+    benchmark_cases.Case(op='delta_rule', **SIZES | {'dtype': 'bfloat16'}),
+  ),
+  queue_seconds=0.01,
+)
 
 
-def test_growth_is_over_three_octaves_of_one_variant():
-  rows = [
-    _length_row(1024, 10, 100),
-    _length_row(2048, 20, 150),
-    _length_row(8192, 85, 700),
-    _length_row(16384, 180, 1200),
-    _length_row(8192, 1, 1, variant='g per head'),
-  ]
-  found = list(benchmarking.growth(rows))
-  assert [(g['T'], g['time'], g['memory']) for g in found] == [
-    (1024, 8.5, 7),
-    (2048, 9, 8),
-  ]
-  within, above = map(benchmarking.format_growth, found)
-  assert within == (
-    'delta_rule plain, T = 1024: time(8T)/time(T) 8.50, memory 7.00, within 8.8'
+@pytest.fixture
+def small_copy(monkeypatch):
+  monkeypatch.setattr(benchmarking, 'COPY_SIZE', 1024)
+  benchmarking.copy_peak.cache_clear()
+  yield
+  benchmarking.copy_peak.cache_clear()
+
+
+@pytest.mark.usefixtures('small_copy')
+def test_a_checked_suite_is_checked_then_timed_beside_a_peer(monkeypatch):
+  monkeypatch.setattr(
+    fla_peer, 'prepare', lambda *_: (lambda calls: None, None)
   )
-  assert above.endswith('9.00, memory 8.00, ABOVE 8.8')
+  *checks, row = benchmarking.rows(CHECKED, repeats=1)
+  assert [(c['cosine'], c['identical']) for c in checks] == [
+    (0.0, True),
+    (0.9, True),
+  ]
+  assert list(row['results']) == ['xla', 'recurrent', 'fla']
+  assert row['results']['xla']['queued'] > 1
+  assert 0 < row['results']['xla']['bytes_per_s']
+  assert 0 < row['copy_bytes_per_s']
+
+
+def test_a_wrong_result_stops_before_timing(monkeypatch):
+  monkeypatch.setattr(kernel_checks, '_is_identical', lambda *_: False)
+  rows = benchmarking.rows(CHECKED, repeats=1)
+  assert next(rows)['kind'] == 'kernel_check'
+  with pytest.raises(kernel_checks.WrongResultError):
+    next(rows)
+
+
+@pytest.mark.usefixtures('small_copy')
+def test_when_time_is_up_only_the_first_is_timed():
+  suite = dataclasses.replace(CHECKED, enough_seconds=0.0)
+  *_, row = benchmarking.rows(suite, repeats=1)
+  assert 'median_ms' in row['results']['xla']
+  reason = {'reason': 'left out: 0 s had passed'}
+  assert row['results']['recurrent'] == row['results']['fla'] == reason
+
+
+def test_queued_calls_are_all_made():
+  calls = []
+  run = benchmarking.queued(lambda: calls.append(1) or len(calls), 3)
+  assert (run(), calls) == (3, [1, 1, 1])

@@ -160,7 +160,22 @@ def test_rows_must_be_of_one_suite_on_one_device(tmp_path, rows):
 
 
 def test_rows_of_an_unknown_suite_are_refused(tmp_path):
-  with pytest.raises(ValueError, match=r"must be one of .*, got 'gpu'"):
+  with pytest.raises(ValueError, match=r"must be one of .*, got 'tpu'"):
     kernel_figures.draw_kernels(
-      [_row('gpu', 'forward', 1.0)], tmp_path / 'x.png'
+      [_row('tpu', 'forward', 1.0)], tmp_path / 'x.png'
     )
+
+
+def test_the_gpu_figure_has_a_bar_for_every_time_there_is():
+  times = {'mosaic_gpu': {'median_ms': 2.0}, 'xla': {'reason': 'left out'}}
+  rows = [
+    _row('gpu', name, 1.0, results=times)
+    for name in ('forward', 'forward_backward')
+  ]
+  drawing = kernel_figures._DRAW['gpu'](rows)
+  assert [panel.get_title() for panel in drawing.axes] == [
+    'forward',
+    'forward + backward',
+  ]
+  widths = [bar.get_width() for bar in drawing.axes[0].patches]
+  assert widths[0] == 2.0 and widths[1] != widths[1]

@@ -92,7 +92,8 @@ REFUSED = {
   'chunk': ({'chunk_size': 0}, 'chunk_size must be at least 1, got 0'),
   'name': (
     {'implementation': 'fast'},
-    "implementation of delta_rule must be one of xla, recurrent, got 'fast'",
+    'implementation of delta_rule must be one of mosaic_gpu, xla, recurrent, '
+    "got 'fast'",
   ),
   'no name': (
     {'implementation': ()},
@@ -187,14 +188,16 @@ def test_xla_declines_float64_and_says_why(caplog):
       delta_rule(**arguments, implementation='xla')
     dispatch._log_once.cache_clear()
     with caplog.at_level(logging.INFO, logger='pallas_kernels'):
-      o, state = delta_rule(**arguments)
+      o, state = delta_rule(**arguments, implementation=('xla', 'recurrent'))
   assert (o.dtype, state.dtype) == ('float64', 'float64')
   assert caplog.messages == [f'delta_rule runs as recurrent ({reason})']
 
 
-def test_xla_is_the_default():
-  assert api.DELTA_RULE.candidates(None)[0].name == 'xla'
-  assert api.DELTA_RULE.explain() == [('xla', None), ('recurrent', None)]
+def test_xla_is_the_default_without_a_gpu():
+  (kernels, reason), *others = api.DELTA_RULE.explain()
+  assert kernels == 'mosaic_gpu'
+  assert 'needs a Hopper GPU' in reason
+  assert others == [('xla', None), ('recurrent', None)]
 
 
 def test_zero_is_the_default_initial_state():

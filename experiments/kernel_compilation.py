@@ -1,0 +1,264 @@
+"""Compiles the Hopper kernels of the delta rule, and a training step of them.
+
+Beside what `kernel_resources` reads there are the costs of each kernel, per
+token and value head: bytes of the arrays that it reads and writes, each counted
+once, and the operations of its products (HGMMA).
+
+`kernel_rows` and `train_step_row` start child processes; what runs in these,
+`compile_delta_rule` and `compile_train_step`, is called by nobody else.
+"""
+
+from collections.abc import Iterator
+import dataclasses
+import functools
+import itertools
+import math
+import pathlib
+import tempfile
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+import deltanet_jax
+from experiments import ahead_of_time
+from experiments import benchmarking
+from experiments import config as config_lib
+from experiments import kernel_resources
+from experiments.training import train_step
+from pallas_kernels import dispatch
+from pallas_kernels.delta_rule import api
+from pallas_kernels.delta_rule import mosaic_gpu
+
+Row = dict[str, Any]
+
+HEAD_DIMS = (64, 128)
+GATES = ('none', 'head')
+
+PRESET = 'delta_net_1b'
+TRAIN_BATCH = 4
+TRAIN_LENGTH = 2048
+# 67.2 GB when this was written; the device has 151, and the state takes 16.
+MOST_TEMP_BYTES = 70_000_000_000
+
+_CHUNK = 64
+_B, _T = 2, 4096
+# Of 132 processors, two share a row of the first, one has a row of the second.
+_HEADS = {64: (16,), 128: (16, 96)}
+_CALL = 'stablehlo.custom_call'
+_MOSAIC = 'mosaic_gpu'
+_BITS = {'bf16': 16, 'f32': 32, 'i32': 32}
+
+
+def _operations(operation) -> Iterator[Any]:
+  """Yields an operation of MLIR and all within."""
+  yield operation
+  for region in operation.regions:
+    for block in region:
+      for inner in block:
+        yield from _operations(inner.operation)
+
+
+def _size(value) -> int:
+  """Returns the bytes of an operand or a result."""
+  kind = value.type
+  return math.prod(kind.shape) * _BITS[str(kind.element_type)] // 8
+
+
+def call_bytes(lowered: jax.stages.Lowered, kernel: str) -> int:
+  """Returns the bytes that a kernel of a program reads and writes.
+
+  Raises:
+    ValueError: the program does not call it once.
+  """
+  sizes = []
+  for operation in _operations(lowered.compiler_ir('stablehlo').operation):
+    if operation.name != _CALL:
+      continue
+    attributes = operation.attributes
+    if _MOSAIC in str(attributes['call_target_name']) and (
+      f'{kernel}_{_MOSAIC}' in str(attributes['mhlo.backend_config'])
+    ):
+      sizes.append(sum(map(_size, [*operation.operands, *operation.results])))
+  if len(sizes) != 1:
+    raise ValueError(f'{kernel} must be called once, got {len(sizes)} calls')
+  return sizes[0]
+
+
+def _arguments(
+  head_dim: int, gate: str, heads: int
+) -> dict[str, jax.ShapeDtypeStruct]:
+  x = jax.ShapeDtypeStruct((_B, _T, heads, head_dim), jnp.bfloat16)
+  state = jax.ShapeDtypeStruct((_B, heads, head_dim, head_dim), jnp.float32)
+  arguments = {'q': x, 'k': x, 'v': x, 'initial_state': state}
+  arguments['beta'] = jax.ShapeDtypeStruct((_B, _T, heads), jnp.bfloat16)
+  if gate == 'head':
+    arguments['g'] = jax.ShapeDtypeStruct((_B, _T, heads), jnp.float32)
+  return arguments
+
+
+def _passes(head_dim: int, gate: str, heads: int) -> dict[str, tuple[Any, Any]]:
+  """Returns the jitted function and its arguments, by pass.
+
+  The backward pass is a program of its own: what is kept for it goes in.
+  """
+  run = functools.partial(mosaic_gpu.delta_rule, scale=head_dim**-0.5)
+
+  def forward(arguments):
+    return jax.vjp(lambda a: run(**a), arguments)
+
+  arguments = _arguments(head_dim, gate, heads)
+  values, pullback = jax.eval_shape(forward, arguments)
+  backward = jax.jit(lambda pullback, cotangents: pullback(cotangents))
+  return {
+    'forward': (jax.jit(forward), (arguments,)),
+    'backward': (backward, (pullback, values)),
+  }
+
+
+def _blocks_per_chunk(kernel: str, head_dim: int, heads: int) -> float:
+  """Returns how many blocks of threads take part in a chunk of a head."""
+  config = mosaic_gpu.CONFIGS[head_dim, head_dim]
+  columns = head_dim // 64
+  if kernel == 'delta_rule_inverse':
+    return 1 / config.inverse_groups
+  if kernel == 'delta_rule_chunk_bwd':
+    return columns
+  return columns if 2 * _B * heads <= config.processors else 1
+
+
+def _compile_case(
+  target: str, head_dim: int, gate: str, heads: int
+) -> Iterator[Row]:
+  """Yields resources and costs of the kernels of both passes."""
+  tokens = _B * _T * heads
+  for name, (function, arguments) in _passes(head_dim, gate, heads).items():
+    with tempfile.TemporaryDirectory() as scratch:
+      dump = pathlib.Path(scratch)
+      ahead_of_time.compile_for(target, function, arguments, dump)
+      lowered = function.trace(*arguments).lower(lowering_platforms=('cuda',))
+      for kernel in kernel_resources.kernels(dump):
+        row = dataclasses.asdict(kernel_resources.read_kernel(dump, kernel))
+        row['bytes_per_token'] = call_bytes(lowered, kernel) / tokens
+        blocks = _blocks_per_chunk(kernel, head_dim, heads)
+        row['flops_per_token'] = row.pop('hgmma_flops') * blocks / _CHUNK
+        case = {'head_dim': head_dim, 'gate': gate, 'heads': heads}
+        yield case | {'pass': name} | row
+
+
+def compile_delta_rule(
+  target: str, head_dims: list[int], gates: list[str]
+) -> list[Row]:
+  """Returns resources and costs of the kernels of all cases."""
+  return [
+    row
+    for head_dim, gate in itertools.product(head_dims, gates)
+    for heads in _HEADS[head_dim]
+    for row in _compile_case(target, head_dim, gate, heads)
+  ]
+
+
+def _origin(target: str) -> Row:
+  """Returns the origin of a row: no device computed it."""
+  return {'target': target} | benchmarking.origin() | {'device': 'none'}
+
+
+def kernel_rows(
+  target: str, *, head_dims=HEAD_DIMS, gates=GATES
+) -> Iterator[Row]:
+  """Yields a row per kernel, of both passes at every size and gate.
+
+  A row's `broken` lists the gates that the kernel breaks.
+
+  Raises:
+    ahead_of_time.ToolsMissingError: the compiler is not installed.
+    ahead_of_time.CompilationError: a kernel does not compile.
+  """
+  found = ahead_of_time.run(
+    'experiments.kernel_compilation:compile_delta_rule',
+    {'target': target, 'head_dims': head_dims, 'gates': gates},
+  )
+  for row in found:
+    broken = kernel_resources.broken_gates(row)
+    yield (
+      {'kind': 'kernel_resources', 'op': 'delta_rule'}
+      | row
+      | {'broken': broken}
+      | _origin(target)
+    )
+
+
+def _config(preset: str, batch: int, length: int) -> config_lib.TrainLMConfig:
+  model = getattr(deltanet_jax, preset)()
+  mixer = dataclasses.replace(model.delta_net, implementation='mosaic_gpu')
+  return config_lib.TrainLMConfig(
+    model=dataclasses.replace(model, delta_net=mixer),
+    data=config_lib.DataConfig(batch_size=batch, sequence_length=length),
+    training=config_lib.TrainingConfig(num_steps=10_000),
+  )
+
+
+def compile_train_step(
+  target: str, preset: str, batch: int, length: int
+) -> Row:
+  """Returns the bytes of memory that a training step needs."""
+  # The op would decline, since the machine that compiles has no such device.
+  api.DELTA_RULE = dispatch.Op(
+    'delta_rule',
+    (
+      dispatch.Implementation(
+        name='mosaic_gpu', function=mosaic_gpu.delta_rule
+      ),
+    ),
+  )
+  config = _config(preset, batch, length)
+  state = jax.eval_shape(lambda: train_step.init_state(config))
+  window = jax.ShapeDtypeStruct((batch, length + 1), jnp.int32)
+  batch_shapes = {'tokens': window, 'segment_ids': window}
+  memory = ahead_of_time.compile_for(
+    target, train_step.build(config), (state, batch_shapes)
+  ).memory_analysis()
+  return {
+    'argument_bytes': memory.argument_size_in_bytes,
+    'output_bytes': memory.output_size_in_bytes,
+    'alias_bytes': memory.alias_size_in_bytes,
+    'temp_bytes': memory.temp_size_in_bytes,
+  }
+
+
+def train_step_row(
+  target: str,
+  *,
+  preset: str = PRESET,
+  batch: int = TRAIN_BATCH,
+  length: int = TRAIN_LENGTH,
+) -> Row:
+  """Returns the memory of a jitted training step on one device.
+
+  Raises:
+    ahead_of_time.ToolsMissingError: the compiler is not installed.
+    ahead_of_time.CompilationError: the step does not compile.
+  """
+  sizes = {'preset': preset, 'batch': batch, 'length': length}
+  found = ahead_of_time.run(
+    'experiments.kernel_compilation:compile_train_step',
+    {'target': target} | sizes,
+  )
+  broken = []
+  if found['temp_bytes'] > MOST_TEMP_BYTES:
+    broken = [
+      f'temp_bytes must be <= {MOST_TEMP_BYTES}, got {found["temp_bytes"]}'
+    ]
+  return (
+    {'kind': 'train_step_memory'}
+    | sizes
+    | found
+    | {'broken': broken}
+    | _origin(target)
+  )
+
+
+def all_rows(target: str) -> Iterator[Row]:
+  """Yields the rows of the kernels, then that of the training step."""
+  yield from kernel_rows(target)
+  yield train_step_row(target)

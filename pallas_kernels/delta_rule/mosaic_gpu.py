@@ -1,0 +1,411 @@
+"""The delta rule as Hopper kernels in Pallas Mosaic GPU, with its own VJP.
+
+Five kernels, with chunks of 64 tokens (`mosaic_gpu_layout` has the symbols):
+
+    forward   inverse         T of every chunk, in parallel
+              recurrence      o and the final state, chunk after chunk
+    backward  states          the states entering the chunks, and X
+              recurrence_bwd  their gradients, from the last chunk to the first,
+                              and dV
+              chunk_bwd       the other gradients, all chunks in parallel
+
+The gradient is that of the solve (I + A) X = R: no derivative of the inverse.
+What the forward pass keeps are its inputs and, if the `Config` says so, T.
+
+Cost per token and value head at K = V = 128, without decay, in bytes of device
+memory and in products of two 64 x 64 matrices per chunk, each of which is
+2 * 64^2 = 8192 operations a token:
+
+    kernel            reads                writes             bytes    products
+    inverse           k 256                T 256                512          32
+    recurrence        q k v 768, T 256     o 256               1280          32
+    states            k v 512, T 256       S 512, X 512        1792          18
+    recurrence_bwd    q k do 768, T 256    dS 512, dV 512      2048          30
+    chunk_bwd         q k do 768,          dq dk 512           3328          56
+                      S dS 1024,
+                      X dV 1024
+
+so 1,792 bytes and 0.52 million operations forward, 7,168 bytes and 0.85 million
+backward with T kept; beside it beta, 4 bytes for each kernel but the last, and
+8 for what chunk_bwd finds of its gradient. Decays add 16 to 24 bytes to what
+each kernel reads and 32 to what chunk_bwd writes. X, dV, T and the matrices
+within a chunk are pairs of bfloat16 (`mosaic_gpu_utils`), which is a third to a
+half of the products: for nearly parallel keys single ones leave errors of some
+per cent. To store X and dV costs 1,280 bytes more than to solve for them again
+in chunk_bwd, and saves it half of its products and of its shared memory, so
+that copies of one block of threads hide behind the products of another.
+
+Tokens behind the end are masked in the kernels; only where T is no multiple of
+8 are the arrays copied, padded to the next one. The decays' sums, a few numbers
+per token, are made and taken apart by XLA.
+"""
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import jax
+from jax.ad_checkpoint import checkpoint_name
+import jax.numpy as jnp
+
+from pallas_kernels import chunking
+from pallas_kernels import decay
+from pallas_kernels.delta_rule import mosaic_gpu_chunk_bwd as chunk_bwd
+from pallas_kernels.delta_rule import mosaic_gpu_inverse as inverse_kernel
+from pallas_kernels.delta_rule import mosaic_gpu_layout as layout
+from pallas_kernels.delta_rule import mosaic_gpu_recurrence as recurrence
+from pallas_kernels.delta_rule import mosaic_gpu_recurrence_bwd as backward
+
+_C = layout.CHUNK
+_ROWS = 8  # Copies to tiles want T to be a multiple of it.
+_RESET = -128.0  # exp of it is 0 in float32, and sums of it are exact.
+_LEAST_STRENGTH = 2.0**-40  # Its square divides; to the state it is nothing.
+_LEAST_DECAY = -100.0  # exp of it is below the least normal float32.
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+  """How the kernels run.
+
+  Attributes:
+    stages: chunks in shared memory at a time, in the two recurrences.
+    registers: of a thread that computes and of one that copies, there.
+    processors: of the device; where rows are fewer than half of them, two
+      share a row.
+    inverse_groups: chunks that a block of threads inverts at a time.
+    save_inverse: keep T for the backward pass (256 bytes per token and head)
+      rather than take it anew.
+    interpret: parameters of the interpreter, to run without a GPU.
+  """
+
+  stages: int = 2
+  registers: tuple[int, int] = (240, 24)
+  processors: int = 132
+  inverse_groups: int = 3
+  save_inverse: bool = True
+  interpret: object = None
+
+  def __post_init__(self):
+    if self.stages < 1:
+      raise ValueError(f'stages must be at least 1, got {self.stages}')
+    if any(n % 8 or not 24 <= n <= 256 for n in self.registers):
+      raise ValueError(
+        f'registers must be multiples of 8 from 24 to 256, got {self.registers}'
+      )
+
+
+# By K, V; of Hopper GPUs and bfloat16, the only ones that there are.
+CONFIGS = {
+  (64, 64): Config(stages=3),
+  (64, 128): Config(),
+  (128, 64): Config(),
+  (128, 128): Config(),
+}
+
+
+class _Static(NamedTuple):
+  """What is fixed at trace time."""
+
+  sizes: layout.Sizes
+  config: Config
+
+
+class _Inputs(NamedTuple):
+  """What the op is differentiable in."""
+
+  q: jax.Array  # [B, T, H, K]
+  k: jax.Array  # [B, T, H, K]
+  v: jax.Array  # [B, T, HV, V]
+  beta: jax.Array  # [B, T, HV]
+  g: jax.Array | None  # [B, T, HV]
+  initial_state: jax.Array  # [B, HV, K, V]
+
+
+class _Counts(NamedTuple):
+  """Segments of a row, None without."""
+
+  reset: jax.Array | None  # bool [B, T]: the state is reset before the token
+  valid: jax.Array | None  # bool [B, T]: not padding
+
+
+class _Residuals(NamedTuple):
+  """What the backward pass needs."""
+
+  inputs: _Inputs
+  counts: _Counts
+  inverse: jax.Array | None
+
+
+def unavailable() -> str | None:
+  """Returns why this machine cannot run the kernels, or None."""
+  for device in jax.devices():
+    capability = getattr(device, 'compute_capability', '')
+    if device.platform == 'gpu' and str(capability).startswith('9.'):
+      return None
+  return 'it needs a Hopper GPU (compute capability 9.0), and none is here'
+
+
+def _check(q, v, g, chunk_size) -> None:
+  """Raises NotImplementedError for what the kernels do not cover."""
+  if q.dtype != jnp.bfloat16:
+    raise NotImplementedError(
+      'its products are of bfloat16, got '
+      f"{q.dtype.name}; use implementation='xla'"
+    )
+  for name, size in (('K', q.shape[-1]), ('V', v.shape[-1])):
+    if size not in (64, 128):
+      raise NotImplementedError(
+        f'{name} must be 64 or 128, got {size} (the state of a larger head '
+        'does not fit the registers)'
+      )
+  if g is not None and g.ndim != 3:
+    raise NotImplementedError('it has no decay per channel')
+  if chunk_size not in (None, _C):
+    raise NotImplementedError(f'its chunk_size is {_C}, got {chunk_size}')
+
+
+def _lines(x: jax.Array, sizes: layout.Sizes) -> jax.Array:
+  """Returns x [B, T, HV] as [R N, C] in float32, padded with zeros."""
+  x = chunking.pad_time(x.astype(jnp.float32), sizes.chunks * _C)
+  return jnp.moveaxis(x, 2, 1).reshape(-1, _C)
+
+
+def _from_lines(x: jax.Array, sizes: layout.Sizes) -> jax.Array:
+  """Undoes `_lines`."""
+  x = x.reshape(sizes.B, sizes.HV, sizes.chunks * _C)
+  return jnp.moveaxis(x, 1, 2)[:, : sizes.T]
+
+
+def _where_valid(x: jax.Array, counts: _Counts) -> jax.Array:
+  if counts.valid is None:
+    return x
+  return chunking.zero_where_not(x, counts.valid)
+
+
+def _log_decays(g, counts: _Counts, sizes: layout.Sizes) -> jax.Array:
+  """Returns the log-decays [B, T, HV] with resets among them."""
+  if g is None:
+    decays = jnp.zeros((sizes.B, sizes.T, sizes.HV), jnp.float32)
+  else:
+    decays = jnp.maximum(g.astype(jnp.float32), _LEAST_DECAY)
+  decays = _where_valid(decays, counts)
+  if counts.reset is not None:
+    decays += jnp.where(counts.reset, _RESET, 0.0)[..., None]
+  return decays
+
+
+def _make(inputs: _Inputs, counts: _Counts, sizes: layout.Sizes) -> jax.Array:
+  """Returns the strengths and decays of all chunks, [R N, 1 or 4, C]."""
+  beta = inputs.beta.astype(jnp.float32)
+  beta = jnp.where(jnp.abs(beta) < _LEAST_STRENGTH, _LEAST_STRENGTH, beta)
+  beta = _lines(_where_valid(beta, counts), sizes)
+  if not sizes.gated:
+    return beta[:, None]
+  g = _lines(_log_decays(inputs.g, counts, sizes), sizes)
+  sums = jnp.cumsum(g, axis=1)
+  behind = jax.lax.cumsum(g, axis=1, reverse=True)
+  behind = jnp.pad(behind[:, 1:], ((0, 0), (0, 1)))
+  return jnp.stack([beta, jnp.exp(sums), jnp.exp(behind), sums], axis=1)
+
+
+def _flat(x: jax.Array) -> jax.Array:
+  """Returns x [B, T, H, K] as [B, T, H K]."""
+  return x.reshape(*x.shape[:2], -1)
+
+
+def _states(x: jax.Array, sizes: layout.Sizes) -> jax.Array:
+  """Returns states [B, HV, K, V] as [R, K, V]."""
+  return x.reshape(sizes.rows, sizes.K, sizes.V)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _delta_rule(static: _Static, inputs: _Inputs, counts: _Counts):
+  return _forward(static, inputs, counts)[0]
+
+
+def _invert(static: _Static, inputs: _Inputs, rows: jax.Array) -> jax.Array:
+  return inverse_kernel.inverse(
+    _flat(inputs.k),
+    rows,
+    static.sizes,
+    groups=static.config.inverse_groups,
+    interpret=static.config.interpret,
+  )
+
+
+def _forward(static: _Static, inputs: _Inputs, counts: _Counts):
+  """Returns ((o, final_state), residuals)."""
+  sizes, config = static
+  inputs = chunking.first_order_only(inputs)
+  named = {
+    name: checkpoint_name(x, f'delta_rule_{name}')
+    for name, x in inputs._asdict().items()
+    if x is not None
+  }
+  inputs = inputs._replace(**named)
+  rows = _make(inputs, counts, sizes)
+  inverse = _invert(static, inputs, rows)
+  if config.save_inverse:
+    inverse = checkpoint_name(inverse, 'delta_rule_chunk_inverse')
+  o, last = recurrence.outputs(
+    _flat(inputs.q),
+    _flat(inputs.k),
+    _flat(inputs.v),
+    inverse,
+    rows,
+    _states(inputs.initial_state, sizes),
+    sizes,
+    config=config,
+  )
+  o = _where_valid(o.reshape(inputs.v.shape), counts)
+  last = last.reshape(inputs.initial_state.shape)
+  kept = inverse if config.save_inverse else None
+  return (o, last), _Residuals(inputs, counts, kept)
+
+
+def _run_backward(static: _Static, residuals: _Residuals, do, dlast):
+  """Returns (rows, dV, the chunks' gradients, that of the state)."""
+  sizes, config = static
+  inputs = residuals.inputs
+  rows = _make(inputs, residuals.counts, sizes)
+  inverse = residuals.inverse
+  if inverse is None:
+    inverse = _invert(static, inputs, rows)
+  q, k, v, do = (_flat(x) for x in (inputs.q, inputs.k, inputs.v, do))
+  first = _states(inputs.initial_state, sizes)
+  states, *x = recurrence.states(
+    k, v, inverse, rows, first, sizes, config=config
+  )
+  minus, *dv, minus_first = backward.state_gradients(
+    q, k, do, inverse, rows, -_states(dlast, sizes), sizes, config=config
+  )
+  found = chunk_bwd.gradients(
+    q,
+    k,
+    do,
+    rows,
+    states,
+    x,
+    minus,
+    dv,
+    sizes,
+    interpret=config.interpret,
+  )
+  return rows, dv[0], found, -minus_first.reshape(inputs.initial_state.shape)
+
+
+def _decay_gradient(rows: jax.Array, lines, found, sizes: layout.Sizes):
+  """Returns dg [B, T, HV].
+
+  The decay of token s is in entry_t and in D_tj, j < s, of the tokens t >= s,
+  in exit_t of those before it, and in keep.
+  """
+  later = lines[:, chunk_bwd.READ] + lines[:, chunk_bwd.INNER]
+  later = jax.lax.cumsum(later, axis=1, reverse=True)
+  earlier = jnp.cumsum(lines[:, chunk_bwd.WRITE], axis=1)
+  earlier = jnp.pad(earlier[:, :-1], ((0, 0), (1, 0)))
+  whole = rows[:, layout.ENTRY, -1:] * jnp.sum(
+    found.whole, axis=1, keepdims=True
+  )
+  return _from_lines(later + earlier + whole, sizes)
+
+
+def _strength_gradient(rows: jax.Array, found, counts, sizes: layout.Sizes):
+  """Returns dbeta [B, T, HV]; beta is 0 only where its gradient is."""
+  beta = rows[:, layout.BETA]
+  squared = jnp.where(beta == 0, 1.0, jnp.square(beta))
+  products = found.lines[:, 0, chunk_bwd.BETA_SQUARED]
+  return _where_valid(_from_lines(products / squared, sizes), counts)
+
+
+def _sum_group(dx: jax.Array, x: jax.Array, sizes: layout.Sizes) -> jax.Array:
+  """Returns the gradient of keys from that of every value head."""
+  if sizes.H == sizes.HV:
+    return dx.reshape(x.shape)
+  dx = dx.reshape(sizes.B, sizes.T, sizes.H, -1, sizes.K)
+  return jnp.sum(dx.astype(jnp.float32), axis=3).astype(x.dtype)
+
+
+def _backward(static: _Static, residuals: _Residuals, cotangents):
+  """Returns the gradients of the inputs, and none of the counts."""
+  sizes = static.sizes
+  residuals, cotangents = chunking.first_order_only((residuals, cotangents))
+  inputs, counts = residuals.inputs, residuals.counts
+  do, dlast = cotangents
+  do = _where_valid(do, counts)
+  rows, dv, found, dfirst = _run_backward(static, residuals, do, dlast)
+  dbeta = _strength_gradient(rows, found, counts, sizes)
+  dg = None
+  if inputs.g is not None:
+    lines = jnp.sum(found.lines, axis=1)
+    dg = _decay_gradient(rows, lines, found, sizes)
+    dg = _where_valid(dg, counts).astype(inputs.g.dtype)
+  gradients = _Inputs(
+    _sum_group(found.dq, inputs.q, sizes),
+    _sum_group(found.dk, inputs.k, sizes),
+    dv.reshape(inputs.v.shape),
+    dbeta.astype(inputs.beta.dtype),
+    dg,
+    dfirst,
+  )
+  return gradients, None
+
+
+_delta_rule.defvjp(_forward, _backward)
+
+
+def delta_rule(
+  q: jax.Array,
+  k: jax.Array,
+  v: jax.Array,
+  beta: jax.Array,
+  g: jax.Array | None = None,
+  *,
+  scale: float,
+  initial_state: jax.Array,
+  segment_ids: jax.Array | None = None,
+  chunk_size: int | None = None,
+  config: Config | None = None,
+) -> tuple[jax.Array, jax.Array]:
+  """Runs the kernels; see `api.delta_rule` and the module's docstring.
+
+  Args:
+    q: queries [B, T, H, K] bfloat16, K 64 or 128.
+    k: keys [B, T, H, K].
+    v: values [B, T, HV, V], V 64 or 128.
+    beta: write strengths [B, T, HV].
+    g: None or the log-decay [B, T, HV].
+    scale: factor of the output.
+    initial_state: float32 [B, HV, K, V].
+    segment_ids: None or int32 [B, T].
+    chunk_size: None or 64.
+    config: None means the one of the table for K and V.
+
+  Returns:
+    o [B, T, HV, V] bfloat16 and the final state, float32 [B, HV, K, V].
+
+  Raises:
+    NotImplementedError: the kernels do not cover the arguments.
+  """
+  _check(q, v, g, chunk_size)
+  batch, length, heads, key_size = q.shape
+  value_heads, value_size = v.shape[2:]
+  padded = -(-length // _ROWS) * _ROWS
+  sizes = layout.Sizes(
+    B=batch,
+    T=padded,
+    H=heads,
+    HV=value_heads,
+    K=key_size,
+    V=value_size,
+    gated=g is not None or segment_ids is not None,
+    scale=float(scale),
+  )
+  counts = _Counts(None, None)
+  if segment_ids is not None:
+    resets, valid = decay.count_resets(chunking.pad_time(segment_ids, padded))
+    counts = _Counts(resets != decay.previous_resets(resets), valid)
+  static = _Static(sizes, config or CONFIGS[key_size, value_size])
+  arrays = [chunking.pad_time(x, padded) for x in (q, k, v, beta, g)]
+  o, state = _delta_rule(static, _Inputs(*arrays, initial_state), counts)
+  return o[:, :length], state

@@ -1,0 +1,327 @@
+"""Kernel: the gradients inside every chunk, all chunks in parallel.
+
+With S the state that enters a chunk, M = -dS the gradient of the one that
+leaves it, and the pairs X and dV that the recurrences found,
+
+    B  = strict_tril((dO X^T) . scale D)     b = scale diag(dO X^T)
+    G  = strict_tril((dV X^T) . D)
+    dQ = scale entry (dO S^T) + B K + b K
+    dK = B^T Q + b Q - (G + G^T) K - entry (dV S^T) - exit (X M^T)
+    dbeta = diag(dV X^T) / beta^2
+
+(X = beta times the error that it corrects, dV = beta times the gradient of R.)
+The diagonals carry no decay and are taken element by element. What the decays
+need are one number per token,
+
+    read  = entry rowsum(scale Q (dO S^T) - K (dV S^T))
+    write = -exit rowsum(K (X M^T))
+    inner = rowsum(Q (B K) - K (B^T Q) - K (G K) + K (G^T K)),
+
+and one per channel of K, whole = -rowsum(S M).
+
+A block of threads is one warpgroup and has 64 columns of K; those of one chunk
+come one after the other, so that the second finds in the cache what both read.
+Blocks of 64 columns of V come through shared memory in turn. Two such thread
+blocks fit a processor: one computes while the other waits for its copies.
+"""
+
+from typing import NamedTuple
+
+import jax
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+import jax.numpy as jnp
+
+from pallas_kernels import mosaic_gpu_utils as utils
+from pallas_kernels.delta_rule import mosaic_gpu_layout as layout
+
+_C = layout.CHUNK
+_W = utils.TILE
+_OF_VALUES = ('do', 'x_high', 'x_low', 'dv', 'dv_low')
+_OF_STATES = ('states', 'minus')
+BETA_SQUARED, READ, WRITE, INNER = range(4)  # Lines of the results per token.
+
+
+class Gradients(NamedTuple):
+  """What the kernel returns.
+
+  Lines are to be summed over the blocks of K, but for the first, dbeta beta^2,
+  which all of them hold.
+  """
+
+  dq: jax.Array  # [B, T, HV K] bfloat16
+  dk: jax.Array  # [B, T, HV K] bfloat16
+  lines: jax.Array  # [R N, K / 64, 1 or 4, C] float32
+  whole: jax.Array | None  # [R N, K] float32
+
+
+class _Sums(NamedTuple):
+  """Products that are summed over the blocks of V, float32 [C, 64] each."""
+
+  of_queries: jax.Array  # dO X^T
+  of_values: jax.Array  # dV X^T
+  reads: jax.Array  # dO S^T
+  corrections: jax.Array  # dV S^T, without decay + X M^T
+  writes: jax.Array | None  # X M^T
+
+
+def _pairs(s):
+  return (s['x_high'], s['x_low']), (s['dv'], s['dv_low'])
+
+
+def _products(s, gated):
+  """Returns the products of one block of V, in the order of `_Sums`."""
+  x, dv = _pairs(s)
+  x_t = utils.transposed_pair(x)
+  state, minus = (utils.transposed(s[name]) for name in _OF_STATES)
+  corrections = utils.half_products(dv, state)
+  writes = utils.half_products(x, minus)
+  return [
+    utils.half_products_of(s['do'], x_t),
+    utils.split_products(dv, x_t),
+    [(s['do'], state)],
+    *([corrections, writes] if gated else [corrections + writes]),
+  ]
+
+
+def _along(x, ref):
+  """Returns the sum of x times a tile of shared memory, by rows."""
+  return (utils.load_tile(ref) * x).sum(axis=1)
+
+
+def _through_states(sums: _Sums, s, sizes):
+  """Returns what dQ and dK owe to S and M; stores `read` and `write`."""
+  reads = sums.reads * sizes.scale
+  if not sizes.gated:
+    return reads, -sums.corrections
+  rows, lines = s['rows'], s['lines']
+  entry = utils.over_rows(utils.load_rows(rows.at[layout.ENTRY]), _W)
+  exit_ = utils.over_rows(utils.load_rows(rows.at[layout.EXIT]), _W)
+  reads, corrections = reads * entry, sums.corrections * entry
+  writes = sums.writes * exit_
+  lines.at[READ][...] = _along(reads, s['q']) - _along(corrections, s['k'])
+  lines.at[WRITE][...] = -_along(writes, s['k'])
+  return reads, -corrections - writes
+
+
+def _own(x, row, column):
+  return utils.cast(jnp.where(row == column, x, 0.0)).sum(axis=1)
+
+
+def _store_within(sums: _Sums, s, sizes):
+  """Stores the pairs B and G and the diagonal of dV X^T; returns b."""
+  row, column = utils.indices(_C, _C)
+  if sizes.gated:
+    by_row = utils.load_rows(s['rows'].at[layout.SUM])
+    by_column = utils.load_columns(s['sums'])
+    decays = layout.decays(by_row, by_column, row > column)
+
+  def strict(x):
+    if sizes.gated:
+      return x * decays
+    return utils.cast(jnp.where(row > column, x, 0.0))
+
+  b, g = _pairs(s)
+  s['lines'].at[BETA_SQUARED][...] = _own(sums.of_values, row, column)
+  utils.store_split(strict(sums.of_values), g)
+  scores = sums.of_queries * sizes.scale
+  own = _own(scores, row, column)
+  utils.store_split(strict(scores), b)
+  return own
+
+
+def _add_within(dq, dk, s, sizes):
+  """Returns dQ and dK with the products of B and G; stores `inner`."""
+  b, g = _pairs(s)
+  q, k = s['q'], s['k']
+  of_query = utils.half_products(b, k)
+  of_key = utils.half_products(utils.transposed_pair(b), q)
+  earlier = utils.half_products(g, k)
+  later = utils.half_products(utils.transposed_pair(g), k)
+  if not sizes.gated:
+    found = utils.matmuls(of_query, of_key, earlier + later)
+    return dq + found[0], dk + found[1] - found[2]
+  # One after the other, which takes the fewest registers.
+  within = utils.matmul(of_query)
+  dq, inner = dq + within, _along(within, q)
+  within = utils.matmul(of_key)
+  dk, inner = dk + within, inner - _along(within, k)
+  within = utils.matmul(earlier)
+  dk, inner = dk - within, inner - _along(within, k)
+  within = utils.matmul(later)
+  s['lines'].at[INNER][...] = inner + _along(within, k)
+  return dq, dk - within
+
+
+def _whole(s):
+  state, minus = (utils.load_tile(s[name]) for name in _OF_STATES)
+  return -(state * minus).sum(axis=1)
+
+
+class _Place(NamedTuple):
+  """Where a block of threads is."""
+
+  index: object  # of the chunk in R N
+  batch: object
+  tokens: object  # slice of T
+  block: object  # of 64 columns of K
+  read: object  # slice of H K, its columns of q and k
+  write: object  # slice of HV K, its columns of dq and dk
+  value: object  # value head
+
+
+def _place(sizes):
+  number = lax.axis_index('block')
+  index = lax.div(number, jnp.int32(sizes.key_blocks))
+  block = lax.rem(number, jnp.int32(sizes.key_blocks))
+  at = layout.place(lax.div(index, jnp.int32(sizes.chunks)), sizes)
+  return _Place(
+    index=index,
+    batch=at.batch,
+    tokens=layout.block(lax.rem(index, jnp.int32(sizes.chunks)), _C),
+    block=block,
+    read=pl.ds(at.key * sizes.K + block * _W, _W),
+    write=pl.ds(at.value * sizes.K + block * _W, _W),
+    value=at.value,
+  )
+
+
+def _copy_in(refs, s, here, sizes, n):
+  """Starts the copies of a block of V; with the first, those of the chunk."""
+  if n == 0:
+    for name in ('q', 'k'):
+      part = refs[name].at[here.batch, here.tokens, here.read]
+      plgpu.copy_gmem_to_smem(part, s[name], s['ready'])
+    if sizes.gated:
+      plgpu.copy_gmem_to_smem(
+        refs['rows'].at[here.index], s['rows'], s['ready']
+      )
+      part = refs['rows'].at[here.index, layout.SUM]
+      plgpu.copy_gmem_to_smem(part, s['sums'], s['ready'])
+  values = pl.ds(here.value * sizes.V + n * _W, _W)
+  for name in _OF_VALUES:
+    part = refs[name].at[here.batch, here.tokens, values]
+    plgpu.copy_gmem_to_smem(part, s[name], s['full'])
+  for name in _OF_STATES:
+    part = refs[name].at[
+      here.index, layout.block(here.block), pl.ds(n * _W, _W)
+    ]
+    plgpu.copy_gmem_to_smem(part, s[name], s['full'])
+
+
+def _over_values(refs, s, here, sizes):
+  """Returns the sums over all blocks of V, and those over S M."""
+  sums = whole = None
+  for n in range(sizes.value_blocks):
+    _copy_in(refs, s, here, sizes, n)
+    plgpu.barrier_wait(s['full'])
+    if sizes.gated:
+      part = _whole(s)
+      whole = part if whole is None else whole + part
+    products = _products(s, sizes.gated)
+    if sums is None:
+      sums = utils.matmuls(*products)
+    else:
+      sums = utils.accumulate(*zip(sums, products, strict=True))
+    # What was read must be read before it is copied to or stored to again.
+    plgpu.commit_smem()
+  return _Sums(*sums, *([] if sizes.gated else [None])), whole
+
+
+def _compute(refs, s, sizes):
+  """What a block of threads does."""
+  here = _place(sizes)
+  sums, whole = _over_values(refs, s, here, sizes)
+  plgpu.barrier_wait(s['ready'])
+  dq, dk = _through_states(sums, s, sizes)
+  own = utils.over_rows(_store_within(sums, s, sizes), _W)
+  dq, dk = _add_within(dq, dk, s, sizes)
+  q, k = s['q'], s['k']
+  dq, dk = dq + own * utils.load_tile(k), dk + own * utils.load_tile(q)
+  for ref, value in ((q, dq), (k, dk)):
+    ref[...] = value.astype(jnp.bfloat16)
+  if sizes.gated:
+    s['whole'][...] = whole
+  plgpu.commit_smem()
+  for name, ref in (('dq', q), ('dk', k)):
+    part = refs[name].at[here.batch, here.tokens, here.write]
+    plgpu.copy_smem_to_gmem(ref, part)
+  plgpu.copy_smem_to_gmem(s['lines'], refs['lines'].at[here.index, here.block])
+  if sizes.gated:
+    part = refs['whole'].at[here.index, layout.block(here.block)]
+    plgpu.copy_smem_to_gmem(s['whole'], part)
+  plgpu.wait_smem_to_gmem(0)
+
+
+def _scratch(sizes):
+  """Returns the scratch by name."""
+  tiles = ('q', 'k', *_OF_VALUES, *_OF_STATES)
+  scratch = {name: utils.shared(_C, _W) for name in tiles}
+  scratch |= {
+    'lines': plgpu.SMEM((sizes.lines, _C), jnp.float32),
+    'ready': plgpu.Barrier(num_arrivals=4 if sizes.gated else 2),
+    'full': plgpu.Barrier(num_arrivals=len(_OF_VALUES) + len(_OF_STATES)),
+  }
+  if sizes.gated:
+    scratch |= {
+      'rows': plgpu.SMEM((sizes.lines, _C), jnp.float32),
+      'sums': plgpu.SMEM((_C,), jnp.float32),
+      'whole': plgpu.SMEM((_W,), jnp.float32),
+    }
+  return scratch
+
+
+def _results(sizes):
+  """Returns shapes and dtypes of the results by name."""
+  count = sizes.rows * sizes.chunks
+  keys = (sizes.B, sizes.T, sizes.HV * sizes.K)
+  lines = (count, sizes.key_blocks, sizes.lines, _C)
+  results = {
+    'dq': jax.ShapeDtypeStruct(keys, jnp.bfloat16),
+    'dk': jax.ShapeDtypeStruct(keys, jnp.bfloat16),
+    'lines': jax.ShapeDtypeStruct(lines, jnp.float32),
+  }
+  if sizes.gated:
+    results['whole'] = jax.ShapeDtypeStruct((count, sizes.K), jnp.float32)
+  return results
+
+
+def gradients(
+  q, k, do, rows, states, x, minus, dv, sizes, *, interpret=None
+) -> Gradients:
+  """Returns the gradients of q and k, and what those of beta and g are made of.
+
+  Args:
+    q: queries, see `mosaic_gpu_layout` for all but the following.
+    k: keys.
+    do: gradient of the outputs.
+    rows: strengths and decays.
+    states: entering each chunk, bfloat16 [R N, K, V].
+    x: pair X, bfloat16 [B, T, HV V] each.
+    minus: M of each chunk, like `states`.
+    dv: pair dV, like `x`.
+    sizes: of the call.
+    interpret: None, or how to interpret the kernel.
+  """
+  inputs = {'q': q, 'k': k, 'do': do, 'x_high': x[0], 'x_low': x[1]}
+  inputs |= {'dv': dv[0], 'dv_low': dv[1], 'states': states, 'minus': minus}
+  inputs |= {'rows': rows} if sizes.gated else {}
+  results = _results(sizes)
+  names = [*inputs, *results]
+
+  def kernel(*refs):
+    *arrays, s = refs
+    _compute(dict(zip(names, arrays, strict=True)), s, sizes)
+
+  found = plgpu.kernel(
+    kernel,
+    out_type=list(results.values()),
+    scratch_types=[_scratch(sizes)],
+    grid=(sizes.rows * sizes.chunks * sizes.key_blocks,),
+    grid_names=('block',),
+    compiler_params=plgpu.CompilerParams(approx_math=True),
+    interpret=interpret,
+    kernel_name='delta_rule_chunk_bwd',
+  )(*inputs.values())
+  return Gradients(*found, *([] if sizes.gated else [None]))

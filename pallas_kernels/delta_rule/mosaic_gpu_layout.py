@@ -1,0 +1,106 @@
+"""What the delta rule's Hopper kernels agree on: sizes, arrays, small helpers.
+
+Symbols, used in all of them: C = 64 tokens of a chunk, N chunks of a row, R = B
+HV rows times value heads, V and K cut into blocks of 64. Arrays:
+
+    q, k      [B, T, H K] bfloat16     v, o, do  [B, T, HV V] bfloat16
+    inverse   [R N, 2 C, C] bfloat16, the pair T_hi over T_lo
+    rows      [R N, 1 or 4, C] float32: beta (, entry, exit, b)
+    states    [R N, K, V] bfloat16, entering each chunk
+
+b_t = sum_{s <= t} g_s runs from the start of the chunk. A reset of the state is
+a decay by exp(-128), which float32 rounds to 0. T is a multiple of 8, but need
+not be one of C: what a copy reads behind an array is 0, what it writes there is
+dropped, and beta is padded with zeros, so that nothing is written to the state.
+"""
+
+from typing import NamedTuple
+
+from jax import lax
+from jax.experimental import pallas as pl
+import jax.numpy as jnp
+
+from pallas_kernels import mosaic_gpu_utils as utils
+
+CHUNK = 64
+BETA, ENTRY, EXIT, SUM = range(4)  # What a line of `rows` holds.
+
+
+class Sizes(NamedTuple):
+  """Sizes of a call; the axes are those of `api.delta_rule`."""
+
+  B: int
+  T: int
+  H: int
+  HV: int
+  K: int
+  V: int
+  gated: bool
+  scale: float
+
+  @property
+  def chunks(self) -> int:
+    """Chunks of a row."""
+    return -(-self.T // CHUNK)
+
+  @property
+  def rows(self) -> int:
+    """Independent recurrences, B HV."""
+    return self.B * self.HV
+
+  @property
+  def lines(self) -> int:
+    """Lines of `rows`."""
+    return 4 if self.gated else 1
+
+  @property
+  def key_blocks(self) -> int:
+    """Blocks of 64 keys' channels."""
+    return self.K // utils.TILE
+
+  @property
+  def value_blocks(self) -> int:
+    """Blocks of 64 values' channels."""
+    return self.V // utils.TILE
+
+
+class Place(NamedTuple):
+  """Where a recurrence is in q, k (`key`) and v, o (`value`)."""
+
+  row: object  # of R
+  batch: object
+  key: object  # key head
+  value: object  # value head
+
+
+def place(row, sizes: Sizes) -> Place:
+  """Returns the place of a recurrence, from its number in R."""
+  value = lax.rem(row, jnp.int32(sizes.HV))
+  group = jnp.int32(sizes.HV // sizes.H)
+  batch = lax.div(row, jnp.int32(sizes.HV))
+  return Place(row, batch, lax.div(value, group), value)
+
+
+def decays(by_row, by_column, used, *, transposed=False):
+  """Returns D_ij = exp(b_i - b_j), [C, C], 0 where it is not used.
+
+  Args:
+    by_row: b, loaded by rows.
+    by_column: b, loaded by columns.
+    used: bool [C, C], true only where i >= j, the exponent at most 0.
+    transposed: j is the row and i the column.
+  """
+  by_row = utils.over_rows(by_row, CHUNK)
+  by_column = utils.over_columns(by_column, CHUNK)
+  difference = by_column - by_row if transposed else by_row - by_column
+  return jnp.exp(utils.cast(jnp.where(used, difference, -jnp.inf)))
+
+
+def pair(ref):
+  """Returns the halves of a [2 C, C] pair in shared memory."""
+  return ref.at[pl.ds(0, CHUNK)], ref.at[pl.ds(CHUNK, CHUNK)]
+
+
+def block(index, size=utils.TILE):
+  """Returns the slice of a block of channels."""
+  return pl.ds(index * size, size)

@@ -1,0 +1,167 @@
+"""What the Hopper kernels in Pallas Mosaic GPU share.
+
+A warpgroup (128 threads) multiplies tiles of 64 rows: the left operand from
+registers or shared memory, the right one from shared memory, the accumulator in
+registers. Operands have 16 bits. Where 8 bits of mantissa are too few, a
+float32 matrix X is taken as a pair X_hi + X_lo of bfloat16 matrices, and
+
+    X Y ~ X_hi Y_lo + X_lo Y_hi + X_hi Y_hi,
+
+which is off by about 2^-16.
+"""
+
+import jax
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+import jax.numpy as jnp
+
+TILE = 64  # Rows of a tile, and columns of a swizzled row of shared memory.
+LAYOUT = plgpu.Layout.WGMMA
+_SWIZZLE = 128  # bytes
+
+
+def shared(*shape: int) -> plgpu.SMEM:
+  """Returns scratch for bfloat16 operands, rows a multiple of 64 long."""
+  transforms = (
+    plgpu.TilingTransform((8, _SWIZZLE // 2)),
+    plgpu.SwizzleTransform(_SWIZZLE),
+  )
+  return plgpu.SMEM(shape, jnp.bfloat16, transforms=transforms)
+
+
+def cast(x: jax.Array) -> jax.Array:
+  """Returns x in the layout of accumulators."""
+  return plgpu.layout_cast(x, LAYOUT)
+
+
+def transposed(ref):
+  """Returns a matrix in shared memory seen with its axes swapped."""
+  return ref.transpose((1, 0))
+
+
+def _issue(accumulator, pairs) -> None:
+  for a, b in pairs:
+    plgpu.wgmma(accumulator, a, b)
+
+
+def matmuls(*products) -> tuple[jax.Array, ...]:
+  """Returns sums of products in float32, all started before the first is read.
+
+  Args:
+    *products: lists of (a, b): a [M, N] bfloat16 in registers or shared memory,
+      b [N, J] in shared memory. A list gives the sum of its a b.
+  """
+
+  def run(*accumulators):
+    for accumulator, pairs in zip(accumulators, products, strict=True):
+      _issue(accumulator, pairs)
+    return tuple(cast(accumulator[...]) for accumulator in accumulators)
+
+  first = [pairs[0] for pairs in products]
+  shapes = [(a.shape[0], b.shape[1]) for a, b in first]
+  return pl.run_scoped(run, *(plgpu.ACC(s, jnp.float32) for s in shapes))
+
+
+def matmul(pairs) -> jax.Array:
+  """Returns the sum of the products of one list; see `matmuls`."""
+  (result,) = matmuls(pairs)
+  return result
+
+
+def accumulate(*sums) -> tuple[jax.Array, ...]:
+  """Returns each `start` plus products, in the same registers.
+
+  No operand may be a part of shared memory at a constant index: jax does not
+  lower those inside `run_state`.
+
+  Args:
+    *sums: pairs (start, list of products as in `matmuls`).
+  """
+
+  def run(accumulators):
+    for accumulator, (_, pairs) in zip(accumulators, sums, strict=True):
+      _issue(accumulator, pairs)
+
+  starts = tuple(plgpu.ACC.init(start) for start, _ in sums)
+  return pl.run_state(run)(starts)
+
+
+def split(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Returns float32 x as a pair of bfloat16 matrices that sum to it.
+
+  The first is rounded in integers: a rounding whose result is used in float32
+  again becomes a conversion of single numbers, at an eighth of the speed.
+  """
+  bits = lax.bitcast_convert_type(x, jnp.int32)
+  bits = (bits + jnp.int32(1 << 15)) & jnp.int32(-(1 << 16))
+  high = lax.bitcast_convert_type(bits, jnp.float32)
+  return high.astype(jnp.bfloat16), (x - high).astype(jnp.bfloat16)
+
+
+def store_split(x: jax.Array, pair) -> tuple[jax.Array, jax.Array]:
+  """Stores float32 x as a pair in shared memory, ready for a product.
+
+  Returns:
+    The pair in registers.
+  """
+  parts = split(x)
+  for part, ref in zip(parts, pair, strict=True):
+    ref[...] = part
+  plgpu.commit_smem()
+  return parts
+
+
+def split_products(x, y):
+  """Returns the operands of X Y for pairs X and Y, the small terms first."""
+  return [(x[0], y[1]), (x[1], y[0]), (x[0], y[0])]
+
+
+def half_products(x, y):
+  """Returns the operands of X Y for a pair X and a bfloat16 matrix Y."""
+  return [(x[1], y), (x[0], y)]
+
+
+def half_products_of(x, y):
+  """Returns the operands of X Y for a bfloat16 matrix X and a pair Y."""
+  return [(x, y[1]), (x, y[0])]
+
+
+def transposed_pair(pair):
+  """Returns a pair in shared memory seen with its axes swapped."""
+  return transposed(pair[0]), transposed(pair[1])
+
+
+def indices(rows: int, columns: int) -> tuple[jax.Array, jax.Array]:
+  """Returns the row and the column of every element, int32 [rows, columns]."""
+  shape = (rows, columns)
+  row, column = (
+    plgpu.broadcasted_iota(jnp.int32, shape, axis, layout=LAYOUT)
+    for axis in (0, 1)
+  )
+  return row, column
+
+
+def load_tile(ref) -> jax.Array:
+  """Returns a bfloat16 tile of shared memory as float32 in registers."""
+  return plgpu.load(ref, layout=LAYOUT).astype(jnp.float32)
+
+
+def load_rows(ref) -> jax.Array:
+  """Returns a vector of shared memory whose elements belong to rows."""
+  return plgpu.load(ref, layout=LAYOUT.reduce(1))
+
+
+def load_columns(ref) -> jax.Array:
+  """Returns a vector of shared memory whose elements belong to columns."""
+  return plgpu.load(ref, layout=LAYOUT.reduce(0))
+
+
+def over_rows(vector: jax.Array, columns: int) -> jax.Array:
+  """Returns `vector` [M] as [M, columns]."""
+  return lax.broadcast_in_dim(vector, (vector.shape[0], columns), [0])
+
+
+def over_columns(vector: jax.Array, rows: int) -> jax.Array:
+  """Returns `vector` [N] as [rows, N]."""
+  return lax.broadcast_in_dim(vector, (rows, vector.shape[0]), [1])

@@ -1,0 +1,62 @@
+import functools
+
+import jax
+import pytest
+
+from experiments import benchmark_cases
+from experiments import kernel_checks
+import pallas_kernels
+
+SIZES = {'name': 'x', 'B': 1, 'T': 40, 'H': 2, 'K': 16, 'V': 16}
+
+
+def _check(gate='head', **changes):
+  case = benchmark_cases.Case(
+    op='delta_rule', gate=gate, dtype='bfloat16', **SIZES
+  )
+  return kernel_checks.Check(case=case, implementation='xla', **changes)
+
+
+@pytest.fixture
+def wrong_op(monkeypatch):
+  """Lets `xla` scale its output a little wrong."""
+  right = pallas_kernels.delta_rule
+
+  @functools.wraps(right)
+  def wrong(*, implementation, **arguments):
+    o, state = right(implementation=implementation, **arguments)
+    factor = 1.03 if implementation == 'xla' else 1
+    return (o.astype('float32') * factor).astype(o.dtype), state
+
+  monkeypatch.setattr(pallas_kernels, 'delta_rule', wrong)
+  jax.clear_caches()
+  yield
+  jax.clear_caches()
+
+
+@pytest.mark.parametrize('gate', ['none', 'head'])
+@pytest.mark.parametrize(
+  'changes', [{}, {'cosine': 0.9, 'with_segments': True}]
+)
+def test_what_is_right_passes(gate, changes):
+  row = kernel_checks.row(_check(gate, **changes))
+  assert row['broken'] == []
+  assert row['identical']
+  assert ('dg' in row['errors']) == (gate == 'head')
+  assert all(0 < e < 0.02 for e in row['errors'].values())
+  kernel_checks.require_right(row)
+  assert 'right, the same in two runs' in kernel_checks.format_row(row)
+
+
+@pytest.mark.usefixtures('wrong_op')
+def test_a_result_three_per_cent_off_stops_the_run():
+  row = kernel_checks.row(_check())
+  assert any(line.startswith('o must be within') for line in row['broken'])
+  with pytest.raises(kernel_checks.WrongResultError, match='nothing was timed'):
+    kernel_checks.require_right(row)
+
+
+def test_a_bit_that_moves_between_runs_stops_the_run(monkeypatch):
+  monkeypatch.setattr(kernel_checks, '_is_identical', lambda *_: False)
+  row = kernel_checks.row(_check())
+  assert row['broken'] == ['two runs must agree in every bit, they differ']

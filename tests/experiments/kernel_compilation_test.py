@@ -1,0 +1,85 @@
+"""The gate: the real kernels, compiled for an H200 with no GPU."""
+
+import functools
+import os
+
+import jax
+import pytest
+
+from experiments import ahead_of_time
+from experiments import kernel_compilation
+
+
+@pytest.fixture
+def compiler():
+  """Skips where nothing can be compiled for a GPU; fails there in CI."""
+  reason = ahead_of_time.missing()
+  if reason:
+    (pytest.fail if os.environ.get('CI') else pytest.skip)(reason)
+
+
+# What spills: addresses that do not change over the chunks, and in the last
+# kernel sums over 64 columns of V that wait for their decays.
+SPILLING = (
+  ('delta_rule_recurrence', 128, 'head'),
+  ('delta_rule_chunk_bwd', 64, 'head'),
+  ('delta_rule_chunk_bwd', 128, 'head'),
+)
+KERNELS = tuple(
+  f'delta_rule_{name}'
+  for name in ('inverse', 'recurrence', 'states', 'recurrence_bwd', 'chunk_bwd')
+)
+
+
+@functools.cache
+def _rows():
+  return tuple(kernel_compilation.kernel_rows('h200'))
+
+
+@pytest.mark.usefixtures('compiler')
+def test_all_kernels_are_compiled_at_every_size():
+  rows = _rows()
+  assert len(rows) == len(KERNELS) * 2 * 3
+  # More than the compulsory bytes of q, k, v, beta and the gradients.
+  assert all(row['bytes_per_token'] > 2 * row['head_dim'] for row in rows)
+  assert all(row['flops_per_token'] > 0 for row in rows)
+
+
+@pytest.mark.usefixtures('compiler')
+@pytest.mark.parametrize('gate', kernel_compilation.GATES)
+@pytest.mark.parametrize('head_dim', kernel_compilation.HEAD_DIMS)
+@pytest.mark.parametrize('kernel', KERNELS)
+def test_a_kernel_keeps_its_gates(request, kernel, head_dim, gate):
+  if (kernel, head_dim, gate) in SPILLING:
+    reason = 'it spills registers, which its gate forbids'
+    request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
+  found = [
+    row
+    for row in _rows()
+    if (row['kernel'], row['head_dim'], row['gate']) == (kernel, head_dim, gate)
+  ]
+  assert found
+  assert not [row['broken'] for row in found if row['broken']]
+
+
+@pytest.mark.drill
+@pytest.mark.usefixtures('compiler')
+def test_a_training_step_of_the_1b_preset_fits_one_device():
+  row = kernel_compilation.train_step_row('h200')
+  assert 0 < row['temp_bytes'] <= kernel_compilation.MOST_TEMP_BYTES
+  assert row['broken'] == []
+  # Parameters and both moments of 1.37e9 numbers.
+  assert row['argument_bytes'] > 3 * 4 * 1_365_677_056
+
+
+def test_a_step_that_needs_too_much_is_broken(monkeypatch):
+  found = {'temp_bytes': kernel_compilation.MOST_TEMP_BYTES + 1}
+  monkeypatch.setattr(ahead_of_time, 'run', lambda *_: found)
+  (broken,) = kernel_compilation.train_step_row('h200')['broken']
+  assert broken.startswith('temp_bytes must be <= ')
+
+
+def test_a_kernel_that_is_not_called_has_no_bytes():
+  lowered = jax.jit(lambda x: x + x).lower(1.0)
+  with pytest.raises(ValueError, match='must be called once, got 0 calls'):
+    kernel_compilation.call_bytes(lowered, 'delta_rule_inverse')

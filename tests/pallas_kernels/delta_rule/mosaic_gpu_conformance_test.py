@@ -1,0 +1,127 @@
+"""Holds the Hopper kernels, interpreted, to the definition of the op."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pallas_kernels.delta_rule import arg_specs
+from pallas_kernels.delta_rule import mosaic_gpu
+from tests import mosaic_gpu_interpreter
+from tests import testing
+
+
+def _spec(**sizes):
+  sizes = {'B': 1, 'T': 100, 'H': 1, 'HV': 1, 'K': 64, 'V': 64} | sizes
+  return arg_specs.ArgSpec(name='interpreted', dtype='bfloat16', **sizes)
+
+
+def _evaluate(problem, config):
+  """Returns values and gradients by name."""
+  arguments = dict(
+    zip(
+      problem.arguments, testing.as_arrays(problem, problem.dtype), strict=True
+    )
+  )
+  ids = problem.segment_ids
+  run = functools.partial(
+    mosaic_gpu.delta_rule,
+    scale=arguments['q'].shape[-1] ** -0.5,
+    segment_ids=None if ids is None else jnp.asarray(ids),
+    config=config,
+  )
+
+  @jax.jit
+  def compute(arguments, cotangents):
+    (o, state), pullback = jax.vjp(lambda x: run(**x), arguments)
+    (gradients,) = pullback(cotangents)
+    gradients = {f'd{name}': d for name, d in gradients.items()}
+    return {'o': o, 'final_state': state, **gradients}
+
+  do, dstate = problem.cotangents
+  cotangents = jnp.asarray(do, jnp.bfloat16), jnp.asarray(dstate, jnp.float32)
+  results = compute(arguments, cotangents)
+  return {n: np.asarray(x).astype(np.float64) for n, x in results.items()}
+
+
+def _check(
+  spec, kind='random', segments='none', gate=None, races=False, **options
+):
+  found = testing.reference_results(spec, kind, segments, gate)
+  _hold(*found, races, **options)
+
+
+def _hold(problem, expected, reference, races=False, **options):
+  config = mosaic_gpu.Config(
+    interpret=mosaic_gpu_interpreter.parameters(detect_races=races), **options
+  )
+  actual = _evaluate(problem, config)
+  allowed = testing.limits(problem, expected, reference)
+  errors = {n: testing.error(actual[n], expected[n]) for n in problem.results}
+  assert not {
+    n: (errors[n], allowed[n]) for n in errors if errors[n] > allowed[n]
+  }
+
+
+@pytest.mark.parametrize('kind', testing.KINDS)
+def test_keys_of_width_64(kind):
+  _check(_spec(T=200), kind)
+
+
+# One processor: a row's columns in one block of threads; many: in two.
+@pytest.mark.parametrize('processors', [1, 132])
+@pytest.mark.parametrize('gate', [None, 'head_mixed'])
+def test_no_races_at_width_128(gate, processors):
+  spec = _spec(T=200, K=128, V=128)
+  options = {'gate': gate, 'races': True, 'processors': processors}
+  _check(spec, 'cos_0.99_beta_2', **options)
+  assert not mosaic_gpu_interpreter.races_found()
+
+
+@pytest.mark.parametrize('gate', [None, 'head_random'])
+def test_beta_of_zero_has_a_gradient(gate):
+  problem = testing.make_problem(_spec(), gate=gate)
+  beta = problem.arguments['beta'].copy()
+  beta[:, ::3] = 0
+  arguments = problem.arguments | {'beta': beta}
+  problem = problem._replace(arguments=arguments)
+  expected = testing.oracle(problem)
+  assert np.all(expected['dbeta'][:, ::3] != 0)
+  _hold(problem, expected, testing.evaluate(problem, 'recurrent'))
+
+
+@pytest.mark.parametrize('gate', [f'head_{d}' for d in testing.DECAYS])
+def test_decays(gate):
+  _check(_spec(), 'random_beta_2', gate=gate)
+
+
+@pytest.mark.parametrize('segments', testing.SEGMENTS)
+def test_segments(segments):
+  _check(_spec(B=2, T=75), 'random', segments)
+
+
+# Not with segments of length 1, which leave one decay a row with a gradient:
+# it is a sum over K V products that cancel, of which no rms can be taken.
+@pytest.mark.parametrize('segments', ['mixed', 'padding_inside'])
+def test_segments_and_decays(segments):
+  _check(_spec(B=2, T=75), 'random', segments, 'head_mixed')
+
+
+def test_grouped_values():
+  _check(_spec(T=70, H=2, HV=4), gate='head_random')
+
+
+@pytest.mark.parametrize(('key', 'value'), [(64, 128), (128, 64)])
+def test_unequal_widths(key, value):
+  _check(_spec(T=70, K=key, V=value), gate='head_random')
+
+
+@pytest.mark.parametrize('length', [1, 64, 65])
+def test_lengths(length):
+  _check(_spec(T=length))
+
+
+def test_one_stage_and_no_inverse_kept():
+  _check(_spec(T=130), stages=1, save_inverse=False)

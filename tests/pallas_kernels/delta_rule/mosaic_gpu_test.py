@@ -1,0 +1,154 @@
+import functools
+import re
+
+import jax
+from jax.experimental.pallas import mosaic_gpu as plgpu
+import jax.numpy as jnp
+import pytest
+
+from pallas_kernels import delta_rule
+from pallas_kernels.delta_rule import arg_specs
+from pallas_kernels.delta_rule import mosaic_gpu
+from tests import mosaic_gpu_interpreter
+
+KERNELS = ('inverse', 'recurrence', 'states', 'recurrence_bwd', 'chunk_bwd')
+
+
+def _arguments(T=64, H=1, HV=1, K=64, V=64, dtype='bfloat16'):  # noqa: N803
+  spec = arg_specs.ArgSpec(
+    name='one', B=1, T=T, H=H, HV=HV, K=K, V=V, dtype=dtype
+  )
+  state = jnp.ones((1, HV, K, V), jnp.float32)
+  return {**arg_specs.random_arguments(spec), 'initial_state': state}
+
+
+def _loss(arguments, config=None):
+  o, state = mosaic_gpu.delta_rule(**arguments, scale=0.1, config=config)
+  return jnp.sum(o.astype(jnp.float32)) + jnp.sum(state)
+
+
+def _interpreted(**options):
+  interpret = mosaic_gpu_interpreter.parameters(**options)
+  return mosaic_gpu.Config(interpret=interpret)
+
+
+@pytest.mark.parametrize(
+  ('changed', 'reason'),
+  [
+    ({'dtype': 'float32'}, "bfloat16, got float32; use implementation='xla'"),
+    ({'K': 256}, 'K must be 64 or 128, got 256'),
+    ({'V': 32}, 'V must be 64 or 128, got 32'),
+  ],
+)
+def test_refuses_what_it_does_not_cover(changed, reason):
+  with pytest.raises(NotImplementedError, match=reason):
+    mosaic_gpu.delta_rule(**_arguments(**changed), scale=1.0)
+
+
+def test_refuses_decays_per_channel_and_other_chunks():
+  arguments = _arguments()
+  g = jnp.zeros(arguments['q'].shape, jnp.float32)
+  with pytest.raises(NotImplementedError, match='no decay per channel'):
+    mosaic_gpu.delta_rule(**arguments, g=g, scale=1.0)
+  with pytest.raises(NotImplementedError, match='chunk_size is 64, got 32'):
+    mosaic_gpu.delta_rule(**arguments, scale=1.0, chunk_size=32)
+
+
+def test_says_why_it_cannot_run_here():
+  with pytest.raises(NotImplementedError, match='it needs a Hopper GPU'):
+    delta_rule(**_arguments(), implementation='mosaic_gpu')
+
+
+@pytest.mark.parametrize(
+  ('field', 'value'), [('stages', 0), ('registers', (240, 20))]
+)
+def test_config_is_checked(field, value):
+  with pytest.raises(ValueError, match=f'{field} must be'):
+    mosaic_gpu.Config(**{field: value})
+
+
+@pytest.mark.parametrize('gated', [False, True])
+@pytest.mark.parametrize(('width', 'length'), [(64, 101), (128, 200)])
+def test_lowers_for_cuda(width, length, gated):
+  arguments = _arguments(T=length, HV=2, K=width, V=width)
+  if gated:
+    arguments['g'] = jnp.zeros(arguments['beta'].shape, jnp.float32)
+  traced = jax.jit(jax.grad(_loss)).trace(arguments)
+  text = traced.lower(lowering_platforms=('cuda',)).as_text()
+  for name in KERNELS:
+    assert f'delta_rule_{name}' in text
+
+
+def test_lowers_beyond_2_to_31_elements():
+  spec = arg_specs.ArgSpec(
+    name='large', B=2, T=2**17, H=66, HV=66, K=128, V=128, dtype='bfloat16'
+  )
+  state = jax.ShapeDtypeStruct((2, 66, 128, 128), jnp.float32)
+  arguments = {**spec.arguments(), 'initial_state': state}
+  traced = jax.jit(jax.grad(_loss)).trace(arguments)
+  assert traced.lower(lowering_platforms=('cuda',)).as_text()
+
+
+def test_refuses_second_derivatives():
+  arguments, config = _arguments(), _interpreted()
+
+  def loss(v):
+    found = jax.grad(_loss)(arguments | {'v': v}, config)
+    return jnp.sum(found['q'].astype(jnp.float32))
+
+  with pytest.raises(NotImplementedError, match="use implementation='recurr"):
+    jax.grad(loss)(arguments['v'])
+
+
+@pytest.mark.parametrize('save', [True, False])
+def test_residuals_are_named(save):
+  config = mosaic_gpu.Config(save_inverse=save)
+  grad = jax.make_jaxpr(jax.grad(_loss), static_argnums=1)
+  text = str(grad(_arguments(), config))
+  found = set(re.findall(r'name\[name=delta_rule_(\w+)', text))
+  names = {'q', 'k', 'v', 'beta', 'initial_state'}
+  assert found == names | ({'chunk_inverse'} if save else set())
+
+
+def test_same_bits_in_every_run():
+  run = jax.jit(jax.grad(functools.partial(_loss, config=_interpreted())))
+  arguments = _arguments(T=70)
+  first, second = run(arguments), run(arguments)
+  assert all(bool(jnp.array_equal(first[n], second[n])) for n in first)
+
+
+def test_vmap_is_a_loop():
+  run = functools.partial(
+    mosaic_gpu.delta_rule, scale=0.1, config=_interpreted()
+  )
+  first = _arguments()
+  second = jax.tree.map(lambda x: x * jnp.asarray(0.5, x.dtype), first)
+  both = jax.tree.map(lambda *x: jnp.stack(x), first, second)
+  o, state = jax.jit(jax.vmap(lambda x: run(**x)))(both)
+  for n, arguments in enumerate((first, second)):
+    expected = jax.jit(lambda x: run(**x))(arguments)
+    assert jnp.array_equal(o[n], expected[0])
+    assert jnp.array_equal(state[n], expected[1])
+
+
+def _has_race(arguments) -> bool:
+  try:
+    run = jax.grad(
+      functools.partial(_loss, config=_interpreted(detect_races=True))
+    )
+    jax.block_until_ready(jax.jit(run)(arguments))
+    return mosaic_gpu_interpreter.races_found()
+  except jax.errors.JaxRuntimeError as error:
+    return 'race' in str(error).lower()
+  finally:
+    mosaic_gpu_interpreter.reset()
+
+
+def test_finds_no_race():
+  assert not _has_race(_arguments(T=130))
+
+
+@pytest.mark.parametrize('name', ['commit_smem', 'wait_smem_to_gmem'])
+def test_finds_planted_races(monkeypatch, name):
+  monkeypatch.setattr(plgpu, name, lambda *args, **kwargs: None)
+  assert _has_race(_arguments(T=130))
