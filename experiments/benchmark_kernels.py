@@ -15,19 +15,18 @@ from experiments import atomic_file
 from experiments import benchmark_cases
 from experiments import benchmark_tables
 from experiments import benchmarking
+from experiments import kernel_tuning
 
 
 def define_flags() -> None:
   """Defines the flags of this program."""
   flags.DEFINE_enum('suite', 'cpu', benchmark_cases.SUITES, 'Cases to time.')
+  flags.DEFINE_bool('tune', False, 'Measure block sizes; write their table.')
   flags.DEFINE_string('output', None, 'JSONL; replaced after every row.')
   flags.DEFINE_integer('repeats', 15, 'Most timed calls of each.', 1)
-  flags.DEFINE_integer(
-    'tokens', benchmark_cases.PAPER_TOKENS, 'B T of the suite `paper`.', 1
-  )
-  flags.DEFINE_integer(
-    'model_width', benchmark_cases.PAPER_WIDTH, 'H K of the suite `paper`.', 1
-  )
+  tokens, width = benchmark_cases.PAPER_TOKENS, benchmark_cases.PAPER_WIDTH
+  flags.DEFINE_integer('tokens', tokens, 'B T of the suite `paper`.', 1)
+  flags.DEFINE_integer('model_width', width, 'H K of the suite `paper`.', 1)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -38,6 +37,10 @@ def main(argv: Sequence[str]) -> None:
   output = pathlib.Path(args.output) if args.output else None
   if output:
     output.parent.mkdir(parents=True, exist_ok=True)
+  if args.tune:
+    for row in kernel_tuning.tune(repeats=args.repeats):
+      print(kernel_tuning.format_row(row), flush=True)
+    return
   suite = benchmark_cases.suite(
     args.suite, tokens=args.tokens, model_width=args.model_width
   )

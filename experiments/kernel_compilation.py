@@ -29,6 +29,7 @@ from experiments.training import train_step
 from pallas_kernels import dispatch
 from pallas_kernels.delta_rule import api
 from pallas_kernels.delta_rule import mosaic_gpu
+from pallas_kernels.delta_rule import mosaic_gpu_config
 
 Row = dict[str, Any]
 
@@ -118,7 +119,7 @@ def _passes(head_dim: int, gate: str, heads: int) -> dict[str, tuple[Any, Any]]:
 
 def _blocks_per_chunk(kernel: str, head_dim: int, heads: int) -> float:
   """Returns how many blocks of threads take part in a chunk of a head."""
-  config = mosaic_gpu.CONFIGS[head_dim, head_dim]
+  config = mosaic_gpu_config.config_for(head_dim, head_dim)
   columns = head_dim // 64
   if kernel == 'delta_rule_inverse':
     return 1 / config.inverse_groups

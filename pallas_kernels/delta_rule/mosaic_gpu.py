@@ -40,7 +40,6 @@ Tokens behind the end are masked in the kernels; only where T is no multiple of
 per token, are made and taken apart by XLA.
 """
 
-import dataclasses
 import functools
 from typing import NamedTuple
 
@@ -51,6 +50,7 @@ import jax.numpy as jnp
 from pallas_kernels import chunking
 from pallas_kernels import decay
 from pallas_kernels.delta_rule import mosaic_gpu_chunk_bwd as chunk_bwd
+from pallas_kernels.delta_rule import mosaic_gpu_config as config_lib
 from pallas_kernels.delta_rule import mosaic_gpu_inverse as inverse_kernel
 from pallas_kernels.delta_rule import mosaic_gpu_layout as layout
 from pallas_kernels.delta_rule import mosaic_gpu_recurrence as recurrence
@@ -63,51 +63,11 @@ _LEAST_STRENGTH = 2.0**-40  # Its square divides; to the state it is nothing.
 _LEAST_DECAY = -100.0  # exp of it is below the least normal float32.
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
-  """How the kernels run.
-
-  Attributes:
-    stages: chunks in shared memory at a time, in the two recurrences.
-    registers: of a thread that computes and of one that copies, there.
-    processors: of the device; where rows are fewer than half of them, two
-      share a row.
-    inverse_groups: chunks that a block of threads inverts at a time.
-    save_inverse: keep T for the backward pass (256 bytes per token and head)
-      rather than take it anew.
-    interpret: parameters of the interpreter, to run without a GPU.
-  """
-
-  stages: int = 2
-  registers: tuple[int, int] = (240, 24)
-  processors: int = 132
-  inverse_groups: int = 3
-  save_inverse: bool = True
-  interpret: object = None
-
-  def __post_init__(self):
-    if self.stages < 1:
-      raise ValueError(f'stages must be at least 1, got {self.stages}')
-    if any(n % 8 or not 24 <= n <= 256 for n in self.registers):
-      raise ValueError(
-        f'registers must be multiples of 8 from 24 to 256, got {self.registers}'
-      )
-
-
-# By K, V; of Hopper GPUs and bfloat16, the only ones that there are.
-CONFIGS = {
-  (64, 64): Config(stages=3),
-  (64, 128): Config(),
-  (128, 64): Config(),
-  (128, 128): Config(),
-}
-
-
 class _Static(NamedTuple):
   """What is fixed at trace time."""
 
   sizes: layout.Sizes
-  config: Config
+  config: config_lib.Config
 
 
 class _Inputs(NamedTuple):
@@ -365,7 +325,7 @@ def delta_rule(
   initial_state: jax.Array,
   segment_ids: jax.Array | None = None,
   chunk_size: int | None = None,
-  config: Config | None = None,
+  config: config_lib.Config | None = None,
 ) -> tuple[jax.Array, jax.Array]:
   """Runs the kernels; see `api.delta_rule` and the module's docstring.
 
@@ -379,7 +339,7 @@ def delta_rule(
     initial_state: float32 [B, HV, K, V].
     segment_ids: None or int32 [B, T].
     chunk_size: None or 64.
-    config: None means the one of the table for K and V.
+    config: None means that of the table; see `mosaic_gpu_config.config_for`.
 
   Returns:
     o [B, T, HV, V] bfloat16 and the final state, float32 [B, HV, K, V].
@@ -405,7 +365,8 @@ def delta_rule(
   if segment_ids is not None:
     resets, valid = decay.count_resets(chunking.pad_time(segment_ids, padded))
     counts = _Counts(resets != decay.previous_resets(resets), valid)
-  static = _Static(sizes, config or CONFIGS[key_size, value_size])
+  config = config or config_lib.config_for(key_size, value_size)
+  static = _Static(sizes, config)
   arrays = [chunking.pad_time(x, padded) for x in (q, k, v, beta, g)]
   o, state = _delta_rule(static, _Inputs(*arrays, initial_state), counts)
   return o[:, :length], state

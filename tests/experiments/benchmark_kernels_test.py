@@ -24,7 +24,12 @@ def _tiny_suite(name, *, tokens, model_width):
 def test_rows_are_printed_and_written(tmp_path, monkeypatch, capsys, suite):
   output = tmp_path / 'new' / 'kernels.jsonl'
   values = types.SimpleNamespace(
-    suite=suite, output=str(output), repeats=1, tokens=128, model_width=16
+    suite=suite,
+    output=str(output),
+    repeats=1,
+    tokens=128,
+    model_width=16,
+    tune=False,
   )
   monkeypatch.setattr(flags, 'FLAGS', values)
   monkeypatch.setattr(benchmark_cases, 'suite', _tiny_suite)

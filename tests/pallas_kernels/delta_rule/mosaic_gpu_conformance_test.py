@@ -9,6 +9,7 @@ import pytest
 
 from pallas_kernels.delta_rule import arg_specs
 from pallas_kernels.delta_rule import mosaic_gpu
+from pallas_kernels.delta_rule import mosaic_gpu_config
 from tests import mosaic_gpu_interpreter
 from tests import testing
 
@@ -54,7 +55,7 @@ def _check(
 
 
 def _hold(problem, expected, reference, races=False, **options):
-  config = mosaic_gpu.Config(
+  config = mosaic_gpu_config.Config(
     interpret=mosaic_gpu_interpreter.parameters(detect_races=races), **options
   )
   actual = _evaluate(problem, config)

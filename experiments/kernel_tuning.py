@@ -1,0 +1,148 @@
+"""Measures candidates for the block sizes of the delta rule's Hopper kernels.
+
+A candidate's cost at K and V is the sum of its times, forward and backward, at
+`SIZES`, each over that of the fastest candidate: few rows count like many.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+import functools
+import itertools
+import math
+import statistics
+from typing import Any
+
+import jax
+
+from experiments import atomic_file
+from experiments import benchmark_cases
+from experiments import benchmarking
+from pallas_kernels.delta_rule import mosaic_gpu
+from pallas_kernels.delta_rule import mosaic_gpu_config
+
+Row = dict[str, Any]
+
+# B, T, H: rows for less than half of the processors, and for more than all.
+SIZES = ((2, 8192, 16), (4, 4096, 64))
+
+
+def _seconds(case, config, arguments, repeats: int) -> float | None:
+  """Returns the median time of both passes, None if it does not compile."""
+  run = functools.partial(
+    mosaic_gpu.delta_rule, scale=case.K**-0.5, config=config
+  )
+  function = benchmarking.pass_function(run, 'forward_backward')
+  try:
+    program = jax.jit(function).lower(arguments).compile()
+  except ValueError as error:
+    if 'shared memory' not in str(error):
+      raise
+    return None
+  times = benchmarking.time_alternately(
+    {'candidate': functools.partial(program, arguments)}, repeats=repeats
+  )
+  return statistics.median(times['candidate'])
+
+
+def _arguments(case: benchmark_cases.Case) -> Mapping[str, jax.Array]:
+  state = jax.numpy.zeros((case.B, case.H, case.K, case.V))
+  return dict(case.arguments()) | {'initial_state': state}
+
+
+def rows(
+  *,
+  head_dims: Sequence[int] = mosaic_gpu_config.HEAD_DIMS,
+  sizes: Sequence[tuple[int, int, int]] = SIZES,
+  repeats: int,
+) -> Iterator[Row]:
+  """Yields the times of every candidate: `config`, `sizes`, `seconds`."""
+  for dims in itertools.product(head_dims, repeat=2):
+    for batch, length, heads in sizes:
+      case = benchmark_cases.Case(
+        op='delta_rule',
+        name=f'b{batch}_t{length}_h{heads}_d{dims[0]}_{dims[1]}',
+        **{'B': batch, 'T': length, 'H': heads, 'K': dims[0], 'V': dims[1]},
+        dtype=mosaic_gpu_config.DTYPE,
+      )
+      arguments = _arguments(case)
+      for config in mosaic_gpu_config.candidates():
+        yield {
+          'kind': 'tuning',
+          'shape': case.shape,
+          'stages': config.stages,
+          'inverse_groups': config.inverse_groups,
+          'seconds': _seconds(case, config, arguments, repeats),
+          **benchmarking.origin(),
+        }
+
+
+def _fastest(found: Sequence[Row]) -> dict[str, float]:
+  """Returns the least seconds at every size, by its name."""
+  fastest: dict[str, float] = {}
+  for row in found:
+    name = row['shape']['name']
+    seconds = row['seconds'] or math.inf
+    fastest[name] = min(seconds, fastest.get(name, math.inf))
+  return fastest
+
+
+def _cost(found: Sequence[Row], config, fastest) -> float:
+  """Returns the cost of a candidate; without end if it did not run."""
+  times = {
+    row['shape']['name']: row['seconds'] or math.inf
+    for row in found
+    if all(row[n] == getattr(config, n) for n in mosaic_gpu_config.TUNED)
+  }
+  return sum(times.get(name, math.inf) / t for name, t in fastest.items())
+
+
+def best(found: Sequence[Row], device: str) -> list[Row]:
+  """Returns the rows of the table for a kind of device.
+
+  Raises:
+    ValueError: no candidate ran at all sizes of some K and V.
+  """
+  by_dims: dict[tuple[int, int], list[Row]] = {}
+  for row in found:
+    dims = row['shape']['K'], row['shape']['V']
+    by_dims.setdefault(dims, []).append(row)
+  table = []
+  for dims, here in by_dims.items():
+    fastest = _fastest(here)
+    costs = {
+      config: _cost(here, config, fastest)
+      for config in mosaic_gpu_config.candidates()
+    }
+    chosen = min(costs, key=lambda c: costs[c])
+    if not 0 < costs[chosen] < math.inf:
+      raise ValueError(
+        f'one candidate must run at all sizes, none did at K, V = {dims}'
+      )
+    table.append(mosaic_gpu_config.row(device, *dims, chosen))
+  return table
+
+
+def tune(*, repeats: int) -> Iterator[Row]:
+  """Yields the rows of all candidates, then writes the table.
+
+  Raises:
+    NotImplementedError: this machine cannot run the kernels.
+  """
+  reason = mosaic_gpu.unavailable()
+  if reason:
+    raise NotImplementedError(f'the kernels cannot be measured: {reason}')
+  found = []
+  for row in rows(repeats=repeats):
+    yield row
+    found.append(row)
+  table = best(found, jax.devices()[0].device_kind)
+  atomic_file.replace(mosaic_gpu_config.TABLE, mosaic_gpu_config.merged(table))
+
+
+def format_row(row: Row) -> str:
+  """Returns a row as a line."""
+  seconds = row['seconds']
+  time = 'does not fit' if seconds is None else f'{1e3 * seconds:.3f} ms'
+  return (
+    f'{row["shape"]["name"]}: stages {row["stages"]}, inverse_groups '
+    f'{row["inverse_groups"]}: {time}'
+  )

@@ -1,0 +1,100 @@
+"""How the delta rule's Hopper kernels run: block sizes, from a small table.
+
+The table, `mosaic_gpu_config.json`, has a row per kind of device, K and V, for
+bfloat16; rows of the device kind `any` are for devices that were not measured.
+`python -m experiments.benchmark_kernels --tune` measures the candidates on a
+device and writes its rows. Nothing is measured when the op is called.
+"""
+
+from collections.abc import Iterator, Mapping
+import dataclasses
+import functools
+import itertools
+import json
+import pathlib
+from typing import Any
+
+import jax
+
+TABLE = pathlib.Path(__file__).with_suffix('.json')
+ANY_DEVICE = 'any'
+DTYPE = 'bfloat16'
+HEAD_DIMS = (64, 128)
+TUNED = ('stages', 'inverse_groups')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+  """How the kernels run.
+
+  Attributes:
+    stages: chunks in shared memory at a time, in the recurrences.
+    registers: of a thread that computes and of one that copies, there.
+    processors: of the device; where rows are at most half of them, two share a
+      row.
+    inverse_groups: chunks that a block of threads inverts at a time.
+    save_inverse: keep T for the backward pass (256 bytes per token and head)
+      rather than take it anew.
+    interpret: parameters of the interpreter, to run without a GPU.
+  """
+
+  stages: int = 2
+  registers: tuple[int, int] = (240, 24)
+  processors: int = 132
+  inverse_groups: int = 3
+  save_inverse: bool = True
+  interpret: object = None
+
+  def __post_init__(self):
+    for name in ('stages', 'processors', 'inverse_groups'):
+      if getattr(self, name) < 1:
+        raise ValueError(
+          f'{name} must be at least 1, got {getattr(self, name)}'
+        )
+    if any(n % 8 or not 24 <= n <= 256 for n in self.registers):
+      raise ValueError(
+        f'registers must be multiples of 8 from 24 to 256, got {self.registers}'
+      )
+
+
+def candidates() -> Iterator[Config]:
+  """Yields what is worth measuring; not all fit the shared memory."""
+  for stages, inverse_groups in itertools.product((2, 3), (1, 2, 3)):
+    yield Config(stages=stages, inverse_groups=inverse_groups)
+
+
+def row(device: str, key_dim: int, value_dim: int, config: Config):
+  """Returns a row of the table."""
+  where = {'device': device, 'K': key_dim, 'V': value_dim, 'dtype': DTYPE}
+  return where | {name: getattr(config, name) for name in TUNED}
+
+
+@functools.cache
+def _table() -> Mapping[tuple[str, int, int], Config]:
+  rows = json.loads(TABLE.read_text())
+  return {
+    (r['device'], r['K'], r['V']): Config(**{n: r[n] for n in TUNED})
+    for r in rows
+  }
+
+
+def config_for(key_dim: int, value_dim: int, device: Any = None) -> Config:
+  """Returns the config of the table.
+
+  Args:
+    key_dim: K, 64 or 128.
+    value_dim: V, 64 or 128.
+    device: a `jax.Device`; None means the first one.
+  """
+  kind = (device or jax.devices()[0]).device_kind
+  table = _table()
+  known = table.get((kind, key_dim, value_dim))
+  return known or table[ANY_DEVICE, key_dim, value_dim]
+
+
+def merged(new: list[Mapping[str, Any]]) -> str:
+  """Returns the table's text with the rows of a device kind replaced."""
+  kinds = {r['device'] for r in new}
+  kept = [r for r in json.loads(TABLE.read_text()) if r['device'] not in kinds]
+  lines = ',\n'.join(json.dumps(r) for r in [*kept, *new])
+  return f'[\n{lines}\n]\n'
