@@ -8,7 +8,6 @@ params = init(config, jax.random.key(0))
 logits, _ = apply(config, params, tokens)         # [B, T, vocab]
 """
 
-from deltanet_jax.config import DeltaNetConfig
 from deltanet_jax.config import ModelConfig
 from deltanet_jax.generation import Sampling
 from deltanet_jax.generation import generate
@@ -18,6 +17,7 @@ from deltanet_jax.language_model import count_parameters
 from deltanet_jax.language_model import init
 from deltanet_jax.language_model import init_cache
 from deltanet_jax.layers.delta_net import DeltaNet
+from deltanet_jax.layers.delta_net import DeltaNetConfig
 from deltanet_jax.presets import delta_net_1b
 from deltanet_jax.presets import delta_net_340m
 

@@ -1,27 +1,28 @@
 """The registry of token mixers.
 
-A mixer is an `nnx.Module` with
+A mixer is a `layers.mixer.Mixer` with
 
-    from_model_config(config, *, rngs) -> mixer                 (class method)
     init_cache(batch) -> cache
     __call__(x, *, segment_ids=None, cache=None) -> (y, cache)
 
 that is causal and gives the same y for a sequence at once, in chunks with the
 cache carried on, and token by token. `tests/deltanet_jax/mixers_test.py` holds
-every entry to it.
+every entry to it. The options of the mixer NAME are `ModelConfig.NAME`; a
+hybrid is a tuple of names in `ModelConfig.mixers`.
 """
 
 from flax import nnx
 
 from deltanet_jax import config as config_lib
 from deltanet_jax.layers import delta_net
+from deltanet_jax.layers import mixer
 
-MIXERS = {'delta_net': delta_net.DeltaNet}
+MIXERS: dict[str, type[mixer.Mixer]] = {'delta_net': delta_net.DeltaNet}
 
 
 def build_mixer(
   name: str, config: config_lib.ModelConfig, rngs: nnx.Rngs
-) -> nnx.Module:
+) -> mixer.Mixer:
   """Builds the mixer registered under a name.
 
   Raises:
@@ -29,4 +30,12 @@ def build_mixer(
   """
   if name not in MIXERS:
     raise ValueError(f'mixer must be one of {", ".join(MIXERS)}, got {name!r}')
-  return MIXERS[name].from_model_config(config, rngs=rngs)
+  return MIXERS[name](
+    config.model_width,
+    config.num_heads,
+    head_dim=config.resolved_head_dim,
+    config=getattr(config, name),
+    norm_eps=config.norm_eps,
+    dtype=config.dtype,
+    rngs=rngs,
+  )

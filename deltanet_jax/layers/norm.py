@@ -4,7 +4,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from deltanet_jax import config as config_lib
+from deltanet_jax.layers import options
 
 _EPS = 1e-6
 
@@ -41,7 +41,7 @@ def l1_normalize(x: jax.Array) -> jax.Array:
   return (y / (total + _EPS)).astype(x.dtype)
 
 
-def normalize(name: config_lib.QKNorm, x: jax.Array) -> jax.Array:
+def normalize(name: options.QKNorm, x: jax.Array) -> jax.Array:
   """Applies `l2_normalize` or `l1_normalize` by its name.
 
   Raises:

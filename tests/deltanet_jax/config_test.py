@@ -3,6 +3,7 @@
 import pytest
 
 from deltanet_jax import config
+from deltanet_jax.layers import delta_net
 
 
 @pytest.mark.parametrize(
@@ -36,7 +37,7 @@ def test_model_config_refuses(fields, message):
 )
 def test_delta_net_config_refuses(fields, message):
   with pytest.raises(ValueError, match=message):
-    config.DeltaNetConfig(**fields)
+    delta_net.DeltaNetConfig(**fields)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pytest
 from deltanet_jax import config as config_lib
 from deltanet_jax import generation
 from deltanet_jax import language_model
+from deltanet_jax.layers import delta_net
 
 CONFIG = config_lib.ModelConfig(
   vocab_size=13,
@@ -19,7 +20,7 @@ CONFIG = config_lib.ModelConfig(
   mlp_width=24,
   dtype='float32',
   # The quickest to compile; the layers' tests cover the others.
-  delta_net=config_lib.DeltaNetConfig(implementation='recurrent'),
+  delta_net=delta_net.DeltaNetConfig(implementation='recurrent'),
 )
 PROMPT = np.random.default_rng(0).integers(0, 13, (2, 7)).astype(np.int32)
 LOGITS = np.log(np.array([0.1, 0.4, 0.05, 0.3, 0.15], np.float32))

@@ -13,6 +13,7 @@ import pytest
 from deltanet_jax import block as block_lib
 from deltanet_jax import config as config_lib
 from deltanet_jax import language_model
+from deltanet_jax.layers import delta_net
 from deltanet_jax.layers import norm
 
 CONFIG = config_lib.ModelConfig(
@@ -24,7 +25,7 @@ CONFIG = config_lib.ModelConfig(
   mlp_width=24,
   dtype='float32',
   # The quickest to compile; the layers' tests cover the others.
-  delta_net=config_lib.DeltaNetConfig(implementation='recurrent'),
+  delta_net=delta_net.DeltaNetConfig(implementation='recurrent'),
 )
 TOKENS = np.random.default_rng(0).integers(0, 31, (2, 9)).astype(np.int32)
 NORMAL, UNIFORM, ONES = 'normal', 'uniform', 'ones'
@@ -78,7 +79,7 @@ def test_initial_values_follow_the_table():
     model_width=64,
     num_layers=3,
     num_heads=4,
-    delta_net=config_lib.DeltaNetConfig(use_output_gate=True),
+    delta_net=delta_net.DeltaNetConfig(use_output_gate=True),
   )
   params = _by_name(_params(config))
   assert params.keys() == INITIAL.keys()
@@ -114,17 +115,30 @@ def test_count_equals_the_sizes_of_the_parameters():
   assert language_model.count_parameters(CONFIG) == total
 
 
-@pytest.mark.parametrize('tie', [False, True])
-def test_scan_equals_a_loop_over_the_layers(tie):
-  config = dataclasses.replace(CONFIG, tie_embeddings=tie)
+def _layers(config, params):
+  """Yields (mixer, parameters) of every layer."""
+  for repeat in range(config.num_repeats):
+    for index, (mixer, length) in enumerate(config.runs):
+      stacked = params['blocks'][f'block_{index}']
+      for i in range(length):
+        at = (repeat, i) if length > 1 else (repeat,)
+        yield mixer, jax.tree.map(lambda leaf, at=at: leaf[at], stacked)
+
+
+@pytest.mark.parametrize(
+  ('tie', 'mixers'),
+  [(False, CONFIG.mixers), (True, CONFIG.mixers)],
+)
+def test_scan_equals_a_loop_over_the_layers(tie, mixers):
+  config = dataclasses.replace(CONFIG, tie_embeddings=tie, mixers=mixers)
   params = _params(config)
   logits, _ = language_model.apply(config, params, TOKENS)
   x = params['embedding']['embedding'][TOKENS]
-  for layer in range(config.num_layers):
-    repeat, index = divmod(layer, 2)
-    block = block_lib.Block('delta_net', config, rngs=nnx.Rngs(0))
-    stacked = params['blocks'][f'block_{index}']
-    nnx.update(block, jax.tree.map(lambda leaf, r=repeat: leaf[r], stacked))
+  layers = list(_layers(config, params))
+  assert len(layers) == config.num_layers
+  for mixer, layer_params in layers:
+    block = block_lib.Block(mixer, config, rngs=nnx.Rngs(0))
+    nnx.update(block, layer_params)
     x, _ = block(x)
   final = norm.RMSNorm(16, eps=config.norm_eps)
   nnx.update(final, params['final_norm'])
