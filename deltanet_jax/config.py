@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 from typing import Literal
 
+from deltanet_jax.layers import attention as attention_lib
 from deltanet_jax.layers import delta_net as delta_net_lib
 from deltanet_jax.layers import options
 
@@ -30,7 +31,7 @@ class ModelConfig:
     dtype: dtype of the activations; parameters are float32.
     remat: what a block's backward pass recomputes: `none` nothing, `dots`
       everything but matrix products, `full` everything.
-    delta_net: options of the `delta_net` mixer.
+    delta_net: options of the `delta_net` mixer, and so on for all mixers.
   """
 
   vocab_size: int = 32_000
@@ -45,6 +46,10 @@ class ModelConfig:
   norm_eps: float = 1e-6
   dtype: options.DType = 'bfloat16'
   remat: RematPolicy = 'none'
+  attention: attention_lib.AttentionConfig = attention_lib.AttentionConfig()
+  sliding_window: attention_lib.SlidingWindowConfig = (
+    attention_lib.SlidingWindowConfig()
+  )
   delta_net: delta_net_lib.DeltaNetConfig = delta_net_lib.DeltaNetConfig()
 
   def __post_init__(self):
@@ -73,6 +78,13 @@ class ModelConfig:
   def resolved_mlp_width(self) -> int:
     """Hidden width of the SwiGLU, with the default filled in."""
     return self.mlp_width or -(-8 * self.model_width // (3 * 256)) * 256
+
+  @property
+  def max_cached_tokens(self) -> int | None:
+    """Tokens a row may have with a cache and nothing forgotten; None: any."""
+    if 'attention' in self.mixers:
+      return self.attention.cache_length
+    return None
 
   @property
   def runs(self) -> tuple[tuple[str, int], ...]:

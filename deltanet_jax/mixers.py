@@ -14,10 +14,15 @@ hybrid is a tuple of names in `ModelConfig.mixers`.
 from flax import nnx
 
 from deltanet_jax import config as config_lib
+from deltanet_jax.layers import attention
 from deltanet_jax.layers import delta_net
 from deltanet_jax.layers import mixer
 
-MIXERS: dict[str, type[mixer.Mixer]] = {'delta_net': delta_net.DeltaNet}
+MIXERS: dict[str, type[mixer.Mixer]] = {
+  'attention': attention.Attention,
+  'sliding_window': attention.SlidingWindow,
+  'delta_net': delta_net.DeltaNet,
+}
 
 
 def build_mixer(

@@ -10,6 +10,7 @@ import pytest
 from deltanet_jax import config as config_lib
 from deltanet_jax import generation
 from deltanet_jax import language_model
+from deltanet_jax.layers import attention
 from deltanet_jax.layers import delta_net
 
 CONFIG = config_lib.ModelConfig(
@@ -187,4 +188,14 @@ def test_generate_refuses_at_the_call(prompt, options, message):
   with pytest.raises(ValueError, match=message):
     generation.generate(
       CONFIG, _params(), prompt, key=jax.random.key(0), **options
+    )
+
+
+def test_refuses_more_tokens_than_attention_remembers():
+  config = config_lib.ModelConfig(
+    mixers=('attention',), attention=attention.AttentionConfig(cache_length=4)
+  )
+  with pytest.raises(ValueError, match='attention.cache_length, 4 tokens'):
+    generation.generate(
+      config, {}, [[1, 2]], num_tokens=4, key=jax.random.key(0)
     )

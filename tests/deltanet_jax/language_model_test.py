@@ -28,6 +28,7 @@ CONFIG = config_lib.ModelConfig(
   delta_net=delta_net.DeltaNetConfig(implementation='recurrent'),
 )
 TOKENS = np.random.default_rng(0).integers(0, 31, (2, 9)).astype(np.int32)
+HYBRID = ('delta_net', 'delta_net', 'sliding_window', 'delta_net')
 NORMAL, UNIFORM, ONES = 'normal', 'uniform', 'ones'
 INITIAL = {
   'embedding.embedding': NORMAL,
@@ -127,7 +128,11 @@ def _layers(config, params):
 
 @pytest.mark.parametrize(
   ('tie', 'mixers'),
-  [(False, CONFIG.mixers), (True, CONFIG.mixers)],
+  [
+    (False, ('delta_net',)),
+    (True, ('delta_net', 'attention')),
+    (False, HYBRID),
+  ],
 )
 def test_scan_equals_a_loop_over_the_layers(tie, mixers):
   config = dataclasses.replace(CONFIG, tie_embeddings=tie, mixers=mixers)
@@ -176,16 +181,18 @@ def test_parameters_are_plain_dicts_of_arrays():
   check(_params())
 
 
-def test_pieces_with_a_cache_equal_the_whole():
+@pytest.mark.parametrize('mixers', [('delta_net',), HYBRID])
+def test_pieces_with_a_cache_equal_the_whole(mixers):
   apply = jax.jit(language_model.apply, static_argnums=0)
-  params = _params()
+  config = dataclasses.replace(CONFIG, mixers=mixers)
+  params = _params(config)
   ids = np.array([[1] * 4 + [2] * 5, [5] * 8 + [0]], np.int32)
-  whole, none = apply(CONFIG, params, TOKENS, segment_ids=ids)
-  cache, pieces = language_model.init_cache(CONFIG, 2), []
+  whole, none = apply(config, params, TOKENS, segment_ids=ids)
+  cache, pieces = language_model.init_cache(config, 2), []
   for start, stop in ((0, 3), (3, 6), (6, 7), (7, 8), (8, 9)):
     piece = slice(start, stop)
     logits, cache = apply(
-      CONFIG, params, TOKENS[:, piece], segment_ids=ids[:, piece], cache=cache
+      config, params, TOKENS[:, piece], segment_ids=ids[:, piece], cache=cache
     )
     pieces.append(logits)
   assert none is None
