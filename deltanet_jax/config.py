@@ -5,8 +5,13 @@ import itertools
 from typing import Literal
 
 from deltanet_jax.layers import attention as attention_lib
+from deltanet_jax.layers import block_delta_net as block_delta_net_lib
 from deltanet_jax.layers import delta_net as delta_net_lib
+from deltanet_jax.layers import delta_product as delta_product_lib
+from deltanet_jax.layers import gated_delta_net as gated_delta_net_lib
+from deltanet_jax.layers import kimi_delta as kimi_delta_lib
 from deltanet_jax.layers import options
+from deltanet_jax.layers import rwkv7 as rwkv7_lib
 
 RematPolicy = Literal['none', 'dots', 'full']
 
@@ -51,6 +56,17 @@ class ModelConfig:
     attention_lib.SlidingWindowConfig()
   )
   delta_net: delta_net_lib.DeltaNetConfig = delta_net_lib.DeltaNetConfig()
+  gated_delta_net: gated_delta_net_lib.GatedDeltaNetConfig = (
+    gated_delta_net_lib.GatedDeltaNetConfig()
+  )
+  delta_product: delta_product_lib.DeltaProductConfig = (
+    delta_product_lib.DeltaProductConfig()
+  )
+  kimi_delta: kimi_delta_lib.KimiDeltaConfig = kimi_delta_lib.KimiDeltaConfig()
+  rwkv7: rwkv7_lib.RWKV7Config = rwkv7_lib.RWKV7Config()
+  block_delta_net: block_delta_net_lib.BlockDeltaNetConfig = (
+    block_delta_net_lib.BlockDeltaNetConfig()
+  )
 
   def __post_init__(self):
     options.require_at_least(

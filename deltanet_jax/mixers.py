@@ -15,13 +15,23 @@ from flax import nnx
 
 from deltanet_jax import config as config_lib
 from deltanet_jax.layers import attention
+from deltanet_jax.layers import block_delta_net
 from deltanet_jax.layers import delta_net
+from deltanet_jax.layers import delta_product
+from deltanet_jax.layers import gated_delta_net
+from deltanet_jax.layers import kimi_delta
 from deltanet_jax.layers import mixer
+from deltanet_jax.layers import rwkv7
 
 MIXERS: dict[str, type[mixer.Mixer]] = {
   'attention': attention.Attention,
   'sliding_window': attention.SlidingWindow,
   'delta_net': delta_net.DeltaNet,
+  'gated_delta_net': gated_delta_net.GatedDeltaNet,
+  'delta_product': delta_product.DeltaProduct,
+  'kimi_delta': kimi_delta.KimiDelta,
+  'rwkv7': rwkv7.RWKV7,
+  'block_delta_net': block_delta_net.BlockDeltaNet,
 }
 
 

@@ -10,7 +10,6 @@ from deltanet_jax.layers import feature_maps
 from deltanet_jax.layers import norm
 from deltanet_jax.layers import options
 from deltanet_jax.layers import recurrence
-from deltanet_jax.layers import short_conv
 from pallas_kernels import delta_rule
 from pallas_kernels import delta_rule_step
 
@@ -72,12 +71,9 @@ class DeltaNet(recurrence.Recurrent):
     self.beta_proj = self._linear(self._num_betas, rngs)
     self.o_proj = self._linear(self.model_width, rngs, width)
     if self.config.use_short_conv:
-      conv_width, dtype = self.config.conv_width, self.dtype
-      for name in ('q_conv', 'k_conv', 'v_conv'):
-        conv = short_conv.ShortConv(
-          width, width=conv_width, dtype=dtype, rngs=rngs
-        )
-        setattr(self, name, conv)
+      self.q_conv = self._short_conv(width, rngs)
+      self.k_conv = self._short_conv(width, rngs)
+      self.v_conv = self._short_conv(width, rngs)
     if self.config.use_output_gate:
       self.gate_proj = self._linear(width, rngs)
     self.head_norm = norm.RMSNorm(self.head_dim, eps=self.norm_eps)

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 
 from deltanet_jax.layers import mixer
 from deltanet_jax.layers import segments
+from deltanet_jax.layers import short_conv
 
 
 class RecurrentCache(NamedTuple):
@@ -173,6 +174,16 @@ class Recurrent(mixer.Mixer):
     }
     return RecurrentCache(
       self.empty_state(batch), jnp.zeros((batch,), jnp.int32), local
+    )
+
+  def _short_conv(self, features: int, rngs, *, use_bias: bool = False):
+    """Returns a short convolution of the configured width."""
+    return short_conv.ShortConv(
+      features,
+      width=self.config.conv_width,
+      use_bias=use_bias,
+      dtype=self.dtype,
+      rngs=rngs,
     )
 
   def _split_heads(self, x: jax.Array, num_heads: int = 0) -> jax.Array:
