@@ -4,14 +4,25 @@ import dataclasses
 import itertools
 from typing import Literal
 
+from deltanet_jax.layers import abc as abc_lib
 from deltanet_jax.layers import attention as attention_lib
 from deltanet_jax.layers import block_delta_net as block_delta_net_lib
 from deltanet_jax.layers import delta_net as delta_net_lib
 from deltanet_jax.layers import delta_product as delta_product_lib
 from deltanet_jax.layers import gated_delta_net as gated_delta_net_lib
+from deltanet_jax.layers import gated_rfa as gated_rfa_lib
+from deltanet_jax.layers import gla as gla_lib
+from deltanet_jax.layers import gsa as gsa_lib
+from deltanet_jax.layers import hgrn2 as hgrn2_lib
 from deltanet_jax.layers import kimi_delta as kimi_delta_lib
+from deltanet_jax.layers import linear_attention as linear_attention_lib
+from deltanet_jax.layers import mamba2 as mamba2_lib
+from deltanet_jax.layers import mlstm as mlstm_lib
 from deltanet_jax.layers import options
+from deltanet_jax.layers import retnet as retnet_lib
+from deltanet_jax.layers import rwkv6 as rwkv6_lib
 from deltanet_jax.layers import rwkv7 as rwkv7_lib
+from deltanet_jax.layers import schlag as schlag_lib
 
 RematPolicy = Literal['none', 'dots', 'full']
 
@@ -67,6 +78,19 @@ class ModelConfig:
   block_delta_net: block_delta_net_lib.BlockDeltaNetConfig = (
     block_delta_net_lib.BlockDeltaNetConfig()
   )
+  linear_attention: linear_attention_lib.LinearAttentionConfig = (
+    linear_attention_lib.LinearAttentionConfig()
+  )
+  retnet: retnet_lib.RetNetConfig = retnet_lib.RetNetConfig()
+  gla: gla_lib.GLAConfig = gla_lib.GLAConfig()
+  mamba2: mamba2_lib.Mamba2Config = mamba2_lib.Mamba2Config()
+  hgrn2: hgrn2_lib.HGRN2Config = hgrn2_lib.HGRN2Config()
+  mlstm: mlstm_lib.MLSTMConfig = mlstm_lib.MLSTMConfig()
+  schlag: schlag_lib.SchlagConfig = schlag_lib.SchlagConfig()
+  gated_rfa: gated_rfa_lib.GatedRFAConfig = gated_rfa_lib.GatedRFAConfig()
+  rwkv6: rwkv6_lib.RWKV6Config = rwkv6_lib.RWKV6Config()
+  gsa: gsa_lib.GSAConfig = gsa_lib.GSAConfig()
+  abc: abc_lib.ABCConfig = abc_lib.ABCConfig()
 
   def __post_init__(self):
     options.require_at_least(

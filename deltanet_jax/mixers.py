@@ -14,14 +14,25 @@ hybrid is a tuple of names in `ModelConfig.mixers`.
 from flax import nnx
 
 from deltanet_jax import config as config_lib
+from deltanet_jax.layers import abc
 from deltanet_jax.layers import attention
 from deltanet_jax.layers import block_delta_net
 from deltanet_jax.layers import delta_net
 from deltanet_jax.layers import delta_product
 from deltanet_jax.layers import gated_delta_net
+from deltanet_jax.layers import gated_rfa
+from deltanet_jax.layers import gla
+from deltanet_jax.layers import gsa
+from deltanet_jax.layers import hgrn2
 from deltanet_jax.layers import kimi_delta
+from deltanet_jax.layers import linear_attention
+from deltanet_jax.layers import mamba2
 from deltanet_jax.layers import mixer
+from deltanet_jax.layers import mlstm
+from deltanet_jax.layers import retnet
+from deltanet_jax.layers import rwkv6
 from deltanet_jax.layers import rwkv7
+from deltanet_jax.layers import schlag
 
 MIXERS: dict[str, type[mixer.Mixer]] = {
   'attention': attention.Attention,
@@ -32,6 +43,17 @@ MIXERS: dict[str, type[mixer.Mixer]] = {
   'kimi_delta': kimi_delta.KimiDelta,
   'rwkv7': rwkv7.RWKV7,
   'block_delta_net': block_delta_net.BlockDeltaNet,
+  'linear_attention': linear_attention.LinearAttention,
+  'retnet': retnet.RetNet,
+  'gla': gla.GLA,
+  'mamba2': mamba2.Mamba2,
+  'hgrn2': hgrn2.HGRN2,
+  'mlstm': mlstm.MLSTM,
+  'schlag': schlag.Schlag,
+  'gated_rfa': gated_rfa.GatedRFA,
+  'rwkv6': rwkv6.RWKV6,
+  'gsa': gsa.GSA,
+  'abc': abc.ABC,
 }
 
 

@@ -47,6 +47,21 @@ def resolve_head_dim(model_width: int, num_heads: int, head_dim: int) -> int:
   return head_dim or model_width // num_heads
 
 
+def expand(head_dim: int, factor: float, name: str) -> int:
+  """Returns head_dim * factor.
+
+  Raises:
+    ValueError: that is no whole number above 0; names the option.
+  """
+  width = round(head_dim * factor)
+  if width != head_dim * factor or width < 1:
+    raise ValueError(
+      f'head_dim * {name} must be a whole number above 0, got '
+      f'head_dim={head_dim} and {name}={factor}'
+    )
+  return width
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RecurrenceConfig:
   """How a layer's recurrence is computed; every recurrent mixer has these.

@@ -20,6 +20,8 @@ import jax.numpy as jnp
 from deltanet_jax.layers import mixer
 from deltanet_jax.layers import segments
 from deltanet_jax.layers import short_conv
+from pallas_kernels import linear_attention
+from pallas_kernels import linear_attention_step
 
 
 class RecurrentCache(NamedTuple):
@@ -121,6 +123,28 @@ class Past:
       **self._layer.op_options,
     )
     return o
+
+  def recur_with_normalizer(
+    self,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    g: jax.Array | None,
+    *,
+    scale: float | None,
+  ) -> tuple[jax.Array, jax.Array]:
+    """Runs linear attention and what normalises it, as one more value column.
+
+    Returns:
+      o [B, T, H, V] and z [B, T, H], the outputs for a value of 1. The state is
+      [B, H, K, V + 1].
+    """
+    ones = jnp.ones((*v.shape[:-1], 1), v.dtype)
+    v = jnp.concatenate([v, ones], axis=-1)
+    o = self.recur(
+      linear_attention, linear_attention_step, q, k, v, g, scale=scale
+    )
+    return o[..., :-1], o[..., -1]
 
   def _step(self, step, arrays, scale):
     token = jax.tree.map(lambda x: x[:, 0], arrays)

@@ -112,8 +112,8 @@ class RWKV7(recurrence.Recurrent):
     self.a_proj.up.bias.set_value(-0.19 + 0.3 * zigzag + 0.4 * (slope - 0.5))
     heads = (self.num_heads, self.head_dim)
     self.k_k = nnx.Param((0.71 - 0.1 * (slope - 0.5)).reshape(heads))
-    self.k_a = nnx.Param(jnp.full(heads, 1.02))
-    self.r_k = nnx.Param(jnp.full(heads, -0.04))
+    self.k_a = nnx.Param(jnp.full(heads, 1.02, jnp.float32))
+    self.r_k = nnx.Param(jnp.full(heads, -0.04, jnp.float32))
     self.head_norm = norm.HeadNorm(
       self.num_heads, self.head_dim, eps=1e-5 * self.head_dim
     )
