@@ -16,10 +16,12 @@ from deltanet_jax.layers import gsa as gsa_lib
 from deltanet_jax.layers import hgrn2 as hgrn2_lib
 from deltanet_jax.layers import kimi_delta as kimi_delta_lib
 from deltanet_jax.layers import linear_attention as linear_attention_lib
+from deltanet_jax.layers import mamba as mamba_lib
 from deltanet_jax.layers import mamba2 as mamba2_lib
 from deltanet_jax.layers import mlstm as mlstm_lib
 from deltanet_jax.layers import options
 from deltanet_jax.layers import retnet as retnet_lib
+from deltanet_jax.layers import rwkv4 as rwkv4_lib
 from deltanet_jax.layers import rwkv6 as rwkv6_lib
 from deltanet_jax.layers import rwkv7 as rwkv7_lib
 from deltanet_jax.layers import schlag as schlag_lib
@@ -91,6 +93,8 @@ class ModelConfig:
   rwkv6: rwkv6_lib.RWKV6Config = rwkv6_lib.RWKV6Config()
   gsa: gsa_lib.GSAConfig = gsa_lib.GSAConfig()
   abc: abc_lib.ABCConfig = abc_lib.ABCConfig()
+  mamba: mamba_lib.MambaConfig = mamba_lib.MambaConfig()
+  rwkv4: rwkv4_lib.RWKV4Config = rwkv4_lib.RWKV4Config()
 
   def __post_init__(self):
     options.require_at_least(

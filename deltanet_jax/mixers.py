@@ -26,10 +26,12 @@ from deltanet_jax.layers import gsa
 from deltanet_jax.layers import hgrn2
 from deltanet_jax.layers import kimi_delta
 from deltanet_jax.layers import linear_attention
+from deltanet_jax.layers import mamba
 from deltanet_jax.layers import mamba2
 from deltanet_jax.layers import mixer
 from deltanet_jax.layers import mlstm
 from deltanet_jax.layers import retnet
+from deltanet_jax.layers import rwkv4
 from deltanet_jax.layers import rwkv6
 from deltanet_jax.layers import rwkv7
 from deltanet_jax.layers import schlag
@@ -54,6 +56,8 @@ MIXERS: dict[str, type[mixer.Mixer]] = {
   'rwkv6': rwkv6.RWKV6,
   'gsa': gsa.GSA,
   'abc': abc.ABC,
+  'mamba': mamba.Mamba,
+  'rwkv4': rwkv4.RWKV4,
 }
 
 

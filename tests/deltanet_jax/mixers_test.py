@@ -44,11 +44,13 @@ OPTIONS = {
   'abc': {'num_slots': 3},
   'gated_rfa': {'num_directions': 32},
   'gla': {'gate_rank': 3, 'use_short_conv': True},
+  'mamba': {'state_size': 3, 'chunk_size': 5},
   'mamba2': {'state_size': 3},
   'gsa': {'num_slots': 3},
   'rwkv6': {'shift_rank': 3, 'decay_rank': 3},
   'rwkv7': {'decay_rank': 3, 'rate_rank': 3, 'gate_rank': 3},
 }
+ATTENTION = ('attention', 'sliding_window')
 # How many tokens back the first effect on a mixer may lie, if not all.
 REACH = {'sliding_window': 5}
 # float32 numbers that a row's state has in these options, as table 4 of the
@@ -70,6 +72,8 @@ STATE_NUMBERS = {
   'hgrn2': 2 * HEAD * HEAD,
   'mlstm': 2 * (HEAD // 2 * (HEAD + 1) + 1),
   'schlag': 2 * 2 * HEAD * HEAD,
+  'mamba': 2 * WIDTH * 3,
+  'rwkv4': 3 * WIDTH,
   'gated_rfa': 2 * 2 * 32 * (HEAD + 1),
   'rwkv6': 2 * HEAD * HEAD,
   'gsa': 2 * 3 * 2 * HEAD,
@@ -82,7 +86,7 @@ def _config(name, **fields):
     model_width=WIDTH, num_heads=2, num_layers=1, mixers=(name,), **fields
   )
   options = dataclasses.replace(getattr(config, name), **OPTIONS.get(name, {}))
-  if hasattr(options, 'chunk_size'):
+  if hasattr(options, 'implementation') and name not in ATTENTION:
     options = dataclasses.replace(options, implementation='recurrent')
   return dataclasses.replace(config, **{name: options})
 
@@ -91,6 +95,8 @@ def _shown(path, leaf):
   """Replaces initial values that hide what twelve tokens can show."""
   if 'a_log' in path:  # Decays too fast for the first token to reach the last.
     return jnp.full_like(leaf, -1)
+  if 'time_decay' in path:
+    return jnp.full_like(leaf, -2)
   if "'i_proj'" in path and 'bias' in path:  # Writes of exp(-10).
     return jnp.zeros_like(leaf)
   return leaf
