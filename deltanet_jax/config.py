@@ -13,7 +13,9 @@ from deltanet_jax.layers import gated_delta_net as gated_delta_net_lib
 from deltanet_jax.layers import gated_rfa as gated_rfa_lib
 from deltanet_jax.layers import gla as gla_lib
 from deltanet_jax.layers import gsa as gsa_lib
+from deltanet_jax.layers import h3 as h3_lib
 from deltanet_jax.layers import hgrn2 as hgrn2_lib
+from deltanet_jax.layers import hyena as hyena_lib
 from deltanet_jax.layers import kimi_delta as kimi_delta_lib
 from deltanet_jax.layers import linear_attention as linear_attention_lib
 from deltanet_jax.layers import mamba as mamba_lib
@@ -95,6 +97,11 @@ class ModelConfig:
   abc: abc_lib.ABCConfig = abc_lib.ABCConfig()
   mamba: mamba_lib.MambaConfig = mamba_lib.MambaConfig()
   rwkv4: rwkv4_lib.RWKV4Config = rwkv4_lib.RWKV4Config()
+  hyena: hyena_lib.HyenaConfig = hyena_lib.HyenaConfig()
+  multihead_hyena: hyena_lib.MultiheadHyenaConfig = (
+    hyena_lib.MultiheadHyenaConfig()
+  )
+  h3: h3_lib.H3Config = h3_lib.H3Config()
 
   def __post_init__(self):
     options.require_at_least(

@@ -23,7 +23,9 @@ from deltanet_jax.layers import gated_delta_net
 from deltanet_jax.layers import gated_rfa
 from deltanet_jax.layers import gla
 from deltanet_jax.layers import gsa
+from deltanet_jax.layers import h3
 from deltanet_jax.layers import hgrn2
+from deltanet_jax.layers import hyena
 from deltanet_jax.layers import kimi_delta
 from deltanet_jax.layers import linear_attention
 from deltanet_jax.layers import mamba
@@ -58,6 +60,9 @@ MIXERS: dict[str, type[mixer.Mixer]] = {
   'abc': abc.ABC,
   'mamba': mamba.Mamba,
   'rwkv4': rwkv4.RWKV4,
+  'hyena': hyena.Hyena,
+  'multihead_hyena': hyena.MultiheadHyena,
+  'h3': h3.H3,
 }
 
 

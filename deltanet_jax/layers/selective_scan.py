@@ -10,7 +10,8 @@ keeps the state between them alone: the backward pass computes a chunk again
 where it needs it. Memory: [B, T / C, D, N] and a chunk's scan.
 """
 
-import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,16 +24,57 @@ def _then(left, right):
   return right[0] * left[0], right[0] * left[1] + right[1]
 
 
-@functools.partial(jax.checkpoint, prevent_cse=False)
-def _chunk(a, state, tokens):
-  """Advances state [B, D, N] by the tokens of a chunk; returns y [C, B, D]."""
-  u, dt, b, c, keep = tokens
-  decay = jnp.exp(dt[..., None] * a[None, None])  # [C, B, D, N]
+def advance(
+  state: jax.Array, decay: jax.Array, write: jax.Array, keep: jax.Array
+) -> jax.Array:
+  """Returns the states [C, B, D, N] after each token of a chunk.
+
+  Args:
+    state: before the chunk [B, D, N].
+    decay: [C, B, D, N].
+    write: [C, B, D, N].
+    keep: bool [C, B]; False: the state is zero before the token.
+  """
   decay = jnp.where(keep[..., None, None], decay, 0)
-  write = (dt * u)[..., None] * b[..., None, :]
   decays, writes = jax.lax.associative_scan(_then, (decay, write), axis=0)
-  states = decays * state[None] + writes
-  return states[-1], jnp.einsum('cbdn,cbn->cbd', states, c)
+  return decays * state[None] + writes
+
+
+def scan_in_chunks(
+  chunk: Callable[[jax.Array, Any], tuple[jax.Array, jax.Array]],
+  state: jax.Array,
+  tokens: Any,
+  resets: jax.Array | None,
+  chunk_size: int,
+) -> tuple[jax.Array, jax.Array]:
+  """Scans a function over the chunks of a sequence, remembering states alone.
+
+  Args:
+    chunk: maps (state, (tokens [C, B, ...], keep [C, B])) to (state, y [C, B,
+      ...]); zeros for tokens have to leave the state alone.
+    state: the first one.
+    tokens: arrays [B, T, ...].
+    resets: bool [B, T]: the state is zero before the token; None: nowhere.
+    chunk_size: tokens per chunk; 0: 16.
+
+  Returns:
+    y [B, T, ...] in float32 and the last state.
+  """
+  batch, length = jax.tree.leaves(tokens)[0].shape[:2]
+  size = min(chunk_size or CHUNK_SIZE, length)
+  if resets is None:
+    resets = jnp.zeros((batch, length), bool)
+
+  def in_chunks(x):
+    x = jnp.pad(x, ((0, 0), (0, -length % size), *((0, 0),) * (x.ndim - 2)))
+    x = jnp.moveaxis(x, 1, 0)
+    return x.reshape(-1, size, *x.shape[1:])  # [T / C, C, B, ...]
+
+  chunks = (jax.tree.map(in_chunks, tokens), ~in_chunks(resets))
+  body = jax.checkpoint(chunk, prevent_cse=False)
+  state, y = jax.lax.scan(body, state, chunks)
+  y = y.reshape(-1, *y.shape[2:])[:length]
+  return jnp.moveaxis(y, 0, 1), state
 
 
 def selective_scan(
@@ -61,25 +103,14 @@ def selective_scan(
   Returns:
     y [B, T, D] and the state after the last token [B, D, N].
   """
-  batch, length, _ = u.shape
-  size = min(chunk_size or CHUNK_SIZE, length)
-  if resets is None:
-    resets = jnp.zeros((batch, length), bool)
-  padding = -length % size
+  a = a.astype(jnp.float32)
 
-  def in_chunks(x):
-    x = x if x.dtype == bool else x.astype(jnp.float32)
-    x = jnp.pad(x, ((0, 0), (0, padding), *((0, 0),) * (x.ndim - 2)))
-    x = jnp.moveaxis(x, 1, 0)
-    return x.reshape(-1, size, *x.shape[1:])  # [T / C, C, B, ...]
+  def chunk(state, inputs):
+    (u, dt, b, c), keep = inputs
+    decay = jnp.exp(dt[..., None] * a[None, None])  # [C, B, D, N]
+    write = (dt * u)[..., None] * b[..., None, :]
+    states = advance(state, decay, write, keep)
+    return states[-1], jnp.einsum('cbdn,cbn->cbd', states, c)
 
-  # A step size of 0 where it was padded: the state stays.
-  tokens = jax.tree.map(in_chunks, (u, dt, b, c))
-  keep = ~in_chunks(resets)
-  state, y = jax.lax.scan(
-    functools.partial(_chunk, a.astype(jnp.float32)),
-    initial_state,
-    (*tokens, keep),
-  )
-  y = y.reshape(-1, *y.shape[2:])[:length]
-  return jnp.moveaxis(y, 0, 1), state
+  tokens = tuple(x.astype(jnp.float32) for x in (u, dt, b, c))
+  return scan_in_chunks(chunk, initial_state, tokens, resets, chunk_size)
