@@ -23,7 +23,7 @@ from deltanet_jax.layers import rotary
 from deltanet_jax.layers import segments
 
 Backend = Literal['', 'xla', 'cudnn']
-_CUDNN_HEAD_DIMS = range(8, 129, 8)
+_CUDNN_HEAD_DIMS = range(8, 129, 8)  # It also wants even lengths.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -205,12 +205,13 @@ class Attention(mixer.Mixer):
     q, k = (rotary.rotate(y, positions, frequencies) for y in (q, k))
     return q, k, v
 
-  def _implementation(self) -> str:
+  def _implementation(self, length: int) -> str:
     """Chooses where the configuration leaves it open."""
     if self.config.implementation:
       return self.config.implementation
     on_gpu = jax.default_backend() == 'gpu' and self.dtype == 'bfloat16'
-    return 'cudnn' if on_gpu and self.head_dim in _CUDNN_HEAD_DIMS else 'xla'
+    fits = self.head_dim in _CUDNN_HEAD_DIMS and length % 2 == 0
+    return 'cudnn' if on_gpu and fits else 'xla'
 
   def _attend_alone(self, q, k, v, segment_ids):
     """Attends within the rows of one call."""
@@ -228,7 +229,7 @@ class Attention(mixer.Mixer):
         mask=mask,
         is_causal=True,
         local_window_size=self.window and (self.window - 1, 0),
-        implementation=self._implementation(),
+        implementation=self._implementation(q.shape[1]),
       )
 
   def _attend_cached(self, q, k, v, segment_ids, cache):

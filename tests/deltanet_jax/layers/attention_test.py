@@ -85,6 +85,20 @@ def test_a_full_ring_forgets_the_oldest(lengths):
   np.testing.assert_allclose(np.concatenate(pieces, 1), expected, atol=1e-5)
 
 
+def test_the_flash_kernel_runs_where_it_can(monkeypatch):
+  config = attention.AttentionConfig()
+  layer = attention.Attention(
+    16, 2, config=config, dtype='bfloat16', rngs=nnx.Rngs(0)
+  )
+  assert layer._implementation(8) == 'xla'
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+  assert layer._implementation(8) == 'cudnn'
+  assert layer._implementation(7) == 'xla'
+  assert _layer()[0]._implementation(8) == 'xla'  # float32
+  forced, _ = _layer(implementation='cudnn')
+  assert forced._implementation(7) == 'cudnn'
+
+
 def test_own_heads_replace_the_model_s():
   layer, _ = _layer(num_heads=6, rope_base=0.0)
   assert (layer.num_heads, layer.head_dim) == (6, 2)
