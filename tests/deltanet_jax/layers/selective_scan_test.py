@@ -63,7 +63,7 @@ def test_gradients_do_not_hang_on_the_chunk():
 
 def test_no_array_holds_all_states():
   """In the forward and the backward pass, at sizes where it would show."""
-  length, width, states = 512, 6, 5
+  length, width, states = 512, 32, 32
   shapes = {
     'u': (1, length, width),
     'dt': (1, length, width),
