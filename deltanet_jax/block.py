@@ -12,7 +12,7 @@ from deltanet_jax.layers import norm
 
 
 class Block(nnx.Module):
-  """x += mixer(RMSNorm(x)); x += SwiGLU(RMSNorm(x))."""
+  """x += mixer(RMSNorm(x)); x += SwiGLU(RMSNorm(x)), if it has an MLP."""
 
   def __init__(
     self, mixer: str, config: config_lib.ModelConfig, *, rngs: nnx.Rngs
@@ -27,6 +27,9 @@ class Block(nnx.Module):
     width, eps = config.model_width, config.norm_eps
     self.mixer_norm = norm.RMSNorm(width, eps=eps)
     self.mixer = mixers.build_mixer(mixer, config, rngs)
+    self.use_mlp = config.use_mlp
+    if not config.use_mlp:
+      return
     self.mlp_norm = norm.RMSNorm(width, eps=eps)
     self.mlp = mlp.SwiGLU(
       width, config.resolved_mlp_width, dtype=config.dtype, rngs=rngs
@@ -48,4 +51,6 @@ class Block(nnx.Module):
       self.mixer_norm(x), segment_ids=segment_ids, cache=cache
     )
     x = x + y
+    if not self.use_mlp:
+      return x, cache
     return x + self.mlp(self.mlp_norm(x)), cache

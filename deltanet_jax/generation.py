@@ -1,6 +1,7 @@
 """Text generation: chunked prefill, then one jitted step per token.
 
-The cache has a constant size, so a step costs the same at any position.
+The cache has a constant size (`attention` reserves it beforehand), so a step
+costs the same at any position.
 """
 
 from collections.abc import Iterator
@@ -118,6 +119,13 @@ def generate(
   ):
     if value < 1:
       raise ValueError(f'{name} must be at least 1, got {value}')
+  limit, total = config.max_cached_tokens, prompt.shape[1] + num_tokens - 1
+  if limit is not None and total > limit:
+    raise ValueError(
+      'the prompt and num_tokens - 1 must fit attention.cache_length, '
+      f'{limit} tokens, got {prompt.shape[1]} and num_tokens={num_tokens}; '
+      'raise attention.cache_length'
+    )
   if stop_token is not None and not 0 <= stop_token < config.vocab_size:
     raise ValueError(
       f'stop_token must lie in [0, {config.vocab_size}), got {stop_token}'

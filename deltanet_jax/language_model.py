@@ -21,8 +21,10 @@ Initial values (standard deviation 0.02 as in the paper's code base):
     final_norm.scale                        [D]             1
     output.kernel                           [D, vocab]      N(0, 0.02^2)
 
-Block i of a period of mixers is stacked over the R repeats of the period: layer
-r * len(mixers) + i of the model is row r of `block_i`.
+Block i stands for the i-th run of equal mixers in the period (`config.runs`):
+its parameters are stacked over the R repeats of the period and, where the run
+is of n > 1 layers, over these: [R, n, ...]. Both are scanned, so a model of any
+depth compiles as many blocks as its period has runs.
 """
 
 from collections.abc import Callable
@@ -43,33 +45,44 @@ Params = dict[str, Any]
 Cache = dict[str, Any]
 
 
+def _stacked(build, size):
+  """Vectorises `build(rngs)`: every parameter gets a leading [size]."""
+  return nnx.split_rngs(splits=size)(nnx.vmap(build, in_axes=0, out_axes=0))
+
+
 def _stacked_blocks(config, rngs):
   """Returns the blocks of a period, every parameter with a leading [R]."""
 
-  @nnx.split_rngs(splits=config.num_repeats)
-  @nnx.vmap(in_axes=0, out_axes=0)
-  def build(rngs):
+  def build_run(rngs, mixer, length):
+    def build(rngs):
+      return block_lib.Block(mixer, config, rngs=rngs)
+
+    return (build if length == 1 else _stacked(build, length))(rngs)
+
+  def build_period(rngs):
     return nnx.Dict(
       {
-        f'block_{i}': block_lib.Block(mixer, config, rngs=rngs)
-        for i, mixer in enumerate(config.mixers)
+        f'block_{i}': build_run(rngs, mixer, length)
+        for i, (mixer, length) in enumerate(config.runs)
       }
     )
 
-  return build(rngs)
+  return _stacked(build_period, config.num_repeats)(rngs)
 
 
-def _rematerialize(function: Callable, config: config_lib.ModelConfig):
-  """Wraps a block's pure function with the policy of `config.remat`."""
+def _rematerialize(
+  function: Callable, config: config_lib.ModelConfig, length: int
+) -> Callable:
+  """Wraps the pure function of a run's blocks with `config.remat`."""
   if config.remat == 'none':
     return function
   policy = {
     'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     'full': jax.checkpoint_policies.nothing_saveable,
   }[config.remat]
-  # A scan of several repeats keeps the forward and the recomputation in two
-  # loops, which XLA cannot merge; one repeat is unrolled and could be merged.
-  prevent_cse = config.num_repeats == 1
+  # A scan of several layers keeps the forward and the recomputation in two
+  # loops, which XLA cannot merge; a single one is unrolled and could be merged.
+  prevent_cse = config.num_repeats * length == 1
   return jax.checkpoint(function, policy=policy, prevent_cse=prevent_cse)
 
 
@@ -95,13 +108,18 @@ class LanguageModel(nnx.Module):
 
   def init_cache(self, batch: int) -> Cache:
     """Returns the cache of `batch` rows that have seen no token."""
-    repeats = self.config.num_repeats
+
+    def stack(length, leaf):
+      layers = (self.config.num_repeats, length)[: 1 + (length > 1)]
+      return jnp.tile(leaf, (*layers, *(1,) * leaf.ndim))
+
     return {
       name: jax.tree.map(
-        lambda leaf: jnp.tile(leaf[None], (repeats,) + (1,) * leaf.ndim),
-        block.init_cache(batch),
+        functools.partial(stack, length), block.init_cache(batch)
       )
-      for name, block in self.blocks.items()
+      for (_, length), (name, block) in zip(
+        self.config.runs, self.blocks.items(), strict=True
+      )
     }
 
   def __call__(
@@ -139,17 +157,23 @@ class LanguageModel(nnx.Module):
     graphs = {name: graph for name, (graph, _) in split.items()}
     params = {name: leaves for name, (_, leaves) in split.items()}
 
-    def run_block(graph, params, x, segment_ids, cache):
+    def run_block(graph, x, layer):
+      params, cache = layer
       block = nnx.merge(graph, params)
       return block(x, segment_ids=segment_ids, cache=cache)
 
     def run_period(x, layer):
       params, cache = layer
       new = {}
-      for name, graph in graphs.items():
-        run = _rematerialize(functools.partial(run_block, graph), self.config)
+      for (_, length), (name, graph) in zip(
+        self.config.runs, graphs.items(), strict=True
+      ):
+        run = functools.partial(run_block, graph)
+        run = _rematerialize(run, self.config, length)
+        if length > 1:
+          run = functools.partial(jax.lax.scan, run)
         past = None if cache is None else cache[name]
-        x, new[name] = run(params[name], x, segment_ids, past)
+        x, new[name] = run(x, (params[name], past))
       return x, None if cache is None else new
 
     return jax.lax.scan(run_period, x, (params, cache))

@@ -75,7 +75,7 @@ class OptimizerConfig:
     b2: share of the mean squared gradient that is kept from step to step.
     eps: added to the root of the mean squared gradient, and in its unit.
     weight_decay: times the learning rate, the share of a parameter that a step
-      takes off it; the scales of norms are spared.
+      takes off it; scales, biases, decay rates and other vectors are spared.
     clip_norm: greatest norm, over all parameters, of the gradient of the mean
       loss in nats per token; a greater one is scaled down to it.
   """

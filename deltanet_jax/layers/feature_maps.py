@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import jax
 
-from deltanet_jax import config as config_lib
+from deltanet_jax.layers import options
 
 
 def _identity(x: jax.Array) -> jax.Array:
@@ -23,7 +23,7 @@ _FEATURE_MAPS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 
 
-def apply_feature_map(name: config_lib.FeatureMap, x: jax.Array) -> jax.Array:
+def apply_feature_map(name: options.FeatureMap, x: jax.Array) -> jax.Array:
   """Applies a feature map by its name, in the dtype of x.
 
   `silu` is x sigmoid(x), `relu` max(x, 0), `elu_plus_one` x + 1 above 0 and

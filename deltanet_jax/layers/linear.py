@@ -1,10 +1,10 @@
-"""The bias-free projection every layer uses."""
+"""The projection every layer uses."""
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from deltanet_jax import config as config_lib
+from deltanet_jax.layers import options
 
 INIT_STDDEV = 0.02
 
@@ -27,17 +27,19 @@ def linear(
   in_features: int,
   out_features: int,
   *,
-  dtype: config_lib.DType,
+  use_bias: bool = False,
+  dtype: options.DType,
   rngs: nnx.Rngs,
 ) -> nnx.Linear:
-  """Returns y = x W without bias, with W ~ N(0, 0.02^2) kept in float32.
+  """Returns y = x W, with W ~ N(0, 0.02^2) kept in float32.
 
-  The product is taken in `dtype`; the hardware sums bfloat16 in float32.
+  A bias, where asked for, starts at 0. The product is taken in `dtype`; the
+  hardware sums bfloat16 in float32.
   """
   return nnx.Linear(
     in_features,
     out_features,
-    use_bias=False,
+    use_bias=use_bias,
     dtype=jnp.dtype(dtype),
     kernel_init=nnx.initializers.normal(INIT_STDDEV),
     dot_general=_flat_dot_general,

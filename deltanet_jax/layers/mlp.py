@@ -3,8 +3,8 @@
 from flax import nnx
 import jax
 
-from deltanet_jax import config as config_lib
 from deltanet_jax.layers import linear
+from deltanet_jax.layers import options
 
 
 class SwiGLU(nnx.Module):
@@ -15,7 +15,7 @@ class SwiGLU(nnx.Module):
     model_width: int,
     hidden_width: int,
     *,
-    dtype: config_lib.DType = 'float32',
+    dtype: options.DType = 'float32',
     rngs: nnx.Rngs,
   ):
     self.gate = linear.linear(model_width, hidden_width, dtype=dtype, rngs=rngs)

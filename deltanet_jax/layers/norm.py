@@ -4,7 +4,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from deltanet_jax import config as config_lib
+from deltanet_jax.layers import options
 
 _EPS = 1e-6
 
@@ -27,6 +27,27 @@ class RMSNorm(nnx.Module):
     return (y * scale).astype(x.dtype)
 
 
+class HeadNorm(nnx.Module):
+  """Layer normalisation of every head, with a scale and a bias of its own.
+
+  y = scale * (x - mean(x)) / sqrt(var(x) + eps) + bias over the last axis, with
+  `scale` and `bias` [H, features]: group normalisation with a group per head.
+  """
+
+  def __init__(self, num_heads: int, features: int, *, eps: float = 1e-5):
+    self.eps = eps
+    self.scale = nnx.Param(jnp.ones((num_heads, features), jnp.float32))
+    self.bias = nnx.Param(jnp.zeros((num_heads, features), jnp.float32))
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Normalises x [B, T, H, features]."""
+    y = x.astype(jnp.float32)
+    y = y - jnp.mean(y, axis=-1, keepdims=True)
+    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
+    scale, bias = self.scale[...][None, None], self.bias[...][None, None]
+    return (y * scale + bias).astype(x.dtype)
+
+
 def l2_normalize(x: jax.Array) -> jax.Array:
   """Returns x / sqrt(sum(x^2) + 1e-6) over the last axis."""
   y = x.astype(jnp.float32)
@@ -41,7 +62,7 @@ def l1_normalize(x: jax.Array) -> jax.Array:
   return (y / (total + _EPS)).astype(x.dtype)
 
 
-def normalize(name: config_lib.QKNorm, x: jax.Array) -> jax.Array:
+def normalize(name: options.QKNorm, x: jax.Array) -> jax.Array:
   """Applies `l2_normalize` or `l1_normalize` by its name.
 
   Raises:

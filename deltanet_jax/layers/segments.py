@@ -24,6 +24,16 @@ def run_numbers(segment_ids: jax.Array) -> jax.Array:
   return jnp.cumsum(starts, axis=1, dtype=jnp.int32)
 
 
+def resets(segment_ids: jax.Array) -> jax.Array:
+  """Marks the tokens whose id differs from that of the last token before.
+
+  Neither padding nor the first token of a row [B, T] is marked.
+  """
+  filled = forward_fill(segment_ids)
+  before = jnp.pad(filled[:, :-1], ((0, 0), (1, 0)))
+  return (segment_ids != 0) & (before != 0) & (segment_ids != before)
+
+
 def first_id(segment_ids: jax.Array) -> jax.Array:
   """Returns each row's first id that is not padding, 0 if it has none."""
   first = jnp.argmax(segment_ids != 0, axis=1, keepdims=True)

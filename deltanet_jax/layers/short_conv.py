@@ -6,7 +6,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from deltanet_jax import config as config_lib
+from deltanet_jax.layers import options
 from deltanet_jax.layers import segments
 
 
@@ -23,7 +23,7 @@ class ShortConvCache(NamedTuple):
 
 
 class ShortConv(nnx.Module):
-  """y_t = sum_{j < W} kernel[W - 1 - j] * x_{t-j}, per channel, no bias.
+  """y_t = sum_{j < W} kernel[W - 1 - j] * x_{t-j} (+ bias), per channel.
 
   A tap that would reach into another document, into padding or before the row
   counts as 0, and so does the output at padding. There is no activation: what
@@ -35,7 +35,8 @@ class ShortConv(nnx.Module):
     features: int,
     *,
     width: int = 4,
-    dtype: config_lib.DType = 'float32',
+    use_bias: bool = False,
+    dtype: options.DType = 'float32',
     rngs: nnx.Rngs,
   ):
     self.features = features
@@ -47,6 +48,13 @@ class ShortConv(nnx.Module):
         rngs.params(), (width, features), jnp.float32, -bound, bound
       )
     )
+    if use_bias:
+      self.bias = nnx.Param(
+        jax.random.uniform(
+          rngs.params(), (features,), jnp.float32, -bound, bound
+        )
+      )
+    self.use_bias = use_bias
 
   def init_cache(self, batch: int) -> ShortConvCache:
     """Returns the cache of a row that has seen no token."""
@@ -102,4 +110,9 @@ class ShortConv(nnx.Module):
       seen &= runs[:, window] == runs[:, now:]
       return jnp.where(seen[..., None], values, 0)
 
-    return sum(tap(start) for start in range(self.width)).astype(inputs.dtype)
+    y = sum(tap(start) for start in range(self.width))
+    if self.use_bias:
+      y = y + self.bias[...][None, None]
+      if ids is not None:
+        y = jnp.where((ids[:, now:] != 0)[..., None], y, 0)
+    return y.astype(inputs.dtype)

@@ -29,10 +29,10 @@ def learning_rate_schedule(
 
 
 def _decays(params):
-  """Marks the matrices: the scales of RMSNorm are not decayed."""
+  """Marks the matrices: no scale, bias, decay rate or the like is decayed."""
 
   def is_matrix(path, _):
-    return path[-1].key != 'scale'
+    return path[-1].key in ('kernel', 'embedding')
 
   return jax.tree_util.tree_map_with_path(is_matrix, params)
 
@@ -42,8 +42,8 @@ def build(
 ) -> optax.GradientTransformation:
   """Returns clipping by the global norm, then AdamW.
 
-  Weight decay acts on every parameter but the scales of RMSNorm (there are no
-  biases).
+  Weight decay acts on the kernels of projections and convolutions and on the
+  embedding, not on scales, biases, decay rates and other vectors.
   """
   return optax.chain(
     optax.clip_by_global_norm(config.clip_norm),

@@ -3,6 +3,7 @@
 import pytest
 
 from deltanet_jax import config
+from deltanet_jax.layers import delta_net
 
 
 @pytest.mark.parametrize(
@@ -36,7 +37,7 @@ def test_model_config_refuses(fields, message):
 )
 def test_delta_net_config_refuses(fields, message):
   with pytest.raises(ValueError, match=message):
-    config.DeltaNetConfig(**fields)
+    delta_net.DeltaNetConfig(**fields)
 
 
 @pytest.mark.parametrize(
@@ -55,3 +56,24 @@ def test_resolved_sizes():
   assert model.resolved_mlp_width == 7
   assert model.num_repeats == 3
   assert config.ModelConfig().resolved_head_dim == 128
+
+
+@pytest.mark.parametrize(
+  ('mixers', 'layers', 'runs', 'repeats'),
+  [
+    (('a',), 4, (('a', 1),), 4),
+    (('a', 'a'), 4, (('a', 1),), 4),
+    (('a', 'b'), 4, (('a', 1), ('b', 1)), 2),
+    (('a', 'a', 'b', 'a'), 8, (('a', 2), ('b', 1), ('a', 1)), 2),
+  ],
+)
+def test_runs_of_equal_mixers(mixers, layers, runs, repeats):
+  model = config.ModelConfig(num_layers=layers, mixers=mixers)
+  assert model.runs == runs
+  assert model.num_repeats == repeats
+
+
+def test_only_attention_limits_the_cache():
+  assert config.ModelConfig().max_cached_tokens is None
+  hybrid = config.ModelConfig(mixers=('delta_net', 'attention'))
+  assert hybrid.max_cached_tokens == 2048

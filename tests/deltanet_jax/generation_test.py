@@ -10,6 +10,8 @@ import pytest
 from deltanet_jax import config as config_lib
 from deltanet_jax import generation
 from deltanet_jax import language_model
+from deltanet_jax.layers import attention
+from deltanet_jax.layers import delta_net
 
 CONFIG = config_lib.ModelConfig(
   vocab_size=13,
@@ -19,7 +21,7 @@ CONFIG = config_lib.ModelConfig(
   mlp_width=24,
   dtype='float32',
   # The quickest to compile; the layers' tests cover the others.
-  delta_net=config_lib.DeltaNetConfig(implementation='recurrent'),
+  delta_net=delta_net.DeltaNetConfig(implementation='recurrent'),
 )
 PROMPT = np.random.default_rng(0).integers(0, 13, (2, 7)).astype(np.int32)
 LOGITS = np.log(np.array([0.1, 0.4, 0.05, 0.3, 0.15], np.float32))
@@ -186,4 +188,14 @@ def test_generate_refuses_at_the_call(prompt, options, message):
   with pytest.raises(ValueError, match=message):
     generation.generate(
       CONFIG, _params(), prompt, key=jax.random.key(0), **options
+    )
+
+
+def test_refuses_more_tokens_than_attention_remembers():
+  config = config_lib.ModelConfig(
+    mixers=('attention',), attention=attention.AttentionConfig(cache_length=4)
+  )
+  with pytest.raises(ValueError, match='attention.cache_length, 4 tokens'):
+    generation.generate(
+      config, {}, [[1, 2]], num_tokens=4, key=jax.random.key(0)
     )

@@ -13,6 +13,7 @@ import pytest
 from deltanet_jax import block as block_lib
 from deltanet_jax import config as config_lib
 from deltanet_jax import language_model
+from deltanet_jax.layers import delta_net
 from deltanet_jax.layers import norm
 
 CONFIG = config_lib.ModelConfig(
@@ -24,9 +25,10 @@ CONFIG = config_lib.ModelConfig(
   mlp_width=24,
   dtype='float32',
   # The quickest to compile; the layers' tests cover the others.
-  delta_net=config_lib.DeltaNetConfig(implementation='recurrent'),
+  delta_net=delta_net.DeltaNetConfig(implementation='recurrent'),
 )
 TOKENS = np.random.default_rng(0).integers(0, 31, (2, 9)).astype(np.int32)
+HYBRID = ('delta_net', 'delta_net', 'sliding_window', 'delta_net')
 NORMAL, UNIFORM, ONES = 'normal', 'uniform', 'ones'
 INITIAL = {
   'embedding.embedding': NORMAL,
@@ -78,7 +80,7 @@ def test_initial_values_follow_the_table():
     model_width=64,
     num_layers=3,
     num_heads=4,
-    delta_net=config_lib.DeltaNetConfig(use_output_gate=True),
+    delta_net=delta_net.DeltaNetConfig(use_output_gate=True),
   )
   params = _by_name(_params(config))
   assert params.keys() == INITIAL.keys()
@@ -114,17 +116,34 @@ def test_count_equals_the_sizes_of_the_parameters():
   assert language_model.count_parameters(CONFIG) == total
 
 
-@pytest.mark.parametrize('tie', [False, True])
-def test_scan_equals_a_loop_over_the_layers(tie):
-  config = dataclasses.replace(CONFIG, tie_embeddings=tie)
+def _layers(config, params):
+  """Yields (mixer, parameters) of every layer."""
+  for repeat in range(config.num_repeats):
+    for index, (mixer, length) in enumerate(config.runs):
+      stacked = params['blocks'][f'block_{index}']
+      for i in range(length):
+        at = (repeat, i) if length > 1 else (repeat,)
+        yield mixer, jax.tree.map(lambda leaf, at=at: leaf[at], stacked)
+
+
+@pytest.mark.parametrize(
+  ('tie', 'mixers'),
+  [
+    (False, ('delta_net',)),
+    (True, ('delta_net', 'attention')),
+    (False, HYBRID),
+  ],
+)
+def test_scan_equals_a_loop_over_the_layers(tie, mixers):
+  config = dataclasses.replace(CONFIG, tie_embeddings=tie, mixers=mixers)
   params = _params(config)
   logits, _ = language_model.apply(config, params, TOKENS)
   x = params['embedding']['embedding'][TOKENS]
-  for layer in range(config.num_layers):
-    repeat, index = divmod(layer, 2)
-    block = block_lib.Block('delta_net', config, rngs=nnx.Rngs(0))
-    stacked = params['blocks'][f'block_{index}']
-    nnx.update(block, jax.tree.map(lambda leaf, r=repeat: leaf[r], stacked))
+  layers = list(_layers(config, params))
+  assert len(layers) == config.num_layers
+  for mixer, layer_params in layers:
+    block = block_lib.Block(mixer, config, rngs=nnx.Rngs(0))
+    nnx.update(block, layer_params)
     x, _ = block(x)
   final = norm.RMSNorm(16, eps=config.norm_eps)
   nnx.update(final, params['final_norm'])
@@ -162,16 +181,18 @@ def test_parameters_are_plain_dicts_of_arrays():
   check(_params())
 
 
-def test_pieces_with_a_cache_equal_the_whole():
+@pytest.mark.parametrize('mixers', [('delta_net',), HYBRID])
+def test_pieces_with_a_cache_equal_the_whole(mixers):
   apply = jax.jit(language_model.apply, static_argnums=0)
-  params = _params()
+  config = dataclasses.replace(CONFIG, mixers=mixers)
+  params = _params(config)
   ids = np.array([[1] * 4 + [2] * 5, [5] * 8 + [0]], np.int32)
-  whole, none = apply(CONFIG, params, TOKENS, segment_ids=ids)
-  cache, pieces = language_model.init_cache(CONFIG, 2), []
+  whole, none = apply(config, params, TOKENS, segment_ids=ids)
+  cache, pieces = language_model.init_cache(config, 2), []
   for start, stop in ((0, 3), (3, 6), (6, 7), (7, 8), (8, 9)):
     piece = slice(start, stop)
     logits, cache = apply(
-      CONFIG, params, TOKENS[:, piece], segment_ids=ids[:, piece], cache=cache
+      config, params, TOKENS[:, piece], segment_ids=ids[:, piece], cache=cache
     )
     pieces.append(logits)
   assert none is None

@@ -7,7 +7,6 @@ import jax
 import numpy as np
 import pytest
 
-from deltanet_jax import config as config_lib
 from deltanet_jax.layers import delta_net
 
 WIDTH, HEADS, EPS = 12, 2, 0.05
@@ -32,7 +31,7 @@ def _layer(options, head_dim=0, implementation='recurrent'):
     WIDTH,
     HEADS,
     head_dim=head_dim,
-    config=config_lib.DeltaNetConfig(implementation=implementation, **options),
+    config=delta_net.DeltaNetConfig(implementation=implementation, **options),
     norm_eps=EPS,
     rngs=nnx.Rngs(0),
   )
@@ -159,5 +158,5 @@ def test_stand_alone_use():
 
 
 def test_refuses_heads_that_do_not_divide_the_width():
-  with pytest.raises(ValueError, match='multiple of num_heads, got 10 and 4'):
+  with pytest.raises(ValueError, match='model_width=10 and num_heads=4'):
     delta_net.DeltaNet(10, 4, rngs=nnx.Rngs(0))

@@ -54,3 +54,13 @@ def test_statistics_are_float32_in_bfloat16():
 def test_unknown_name():
   with pytest.raises(ValueError, match="must be l2 or l1, got 'l3'"):
     norm.normalize('l3', jnp.zeros(1))
+
+
+def test_head_norm_normalises_every_head_alone():
+  x = np.random.default_rng(0).normal(size=(2, 3, 4, 5)).astype(np.float32)
+  layer = norm.HeadNorm(4, 5, eps=0.1)
+  layer.scale.set_value(layer.scale[...] * 2)
+  layer.bias.set_value(layer.bias[...] + 1)
+  centred = x - x.mean(-1, keepdims=True)
+  deviation = np.sqrt((centred**2).mean(-1, keepdims=True) + 0.1)
+  np.testing.assert_allclose(layer(x), 2 * centred / deviation + 1, rtol=1e-4)

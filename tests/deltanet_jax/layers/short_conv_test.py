@@ -85,3 +85,12 @@ def test_bfloat16():
   conv = short_conv.ShortConv(3, dtype='bfloat16', rngs=nnx.Rngs(0))
   y, _ = conv(jnp.asarray(X))
   assert y.dtype == jnp.bfloat16
+
+
+def test_bias_is_added_but_not_at_padding():
+  layer = short_conv.ShortConv(3, use_bias=True, rngs=nnx.Rngs(0))
+  x = np.zeros((1, 3, 3), np.float32)
+  ids = np.array([[1, 1, 0]], np.int32)
+  y, _ = layer(x, segment_ids=ids)
+  np.testing.assert_array_equal(y[0, 0], layer.bias[...])
+  np.testing.assert_array_equal(y[0, 2], 0)

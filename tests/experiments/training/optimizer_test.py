@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import jax
@@ -77,6 +78,17 @@ def test_only_the_scales_of_norms_are_not_decayed():
       update, np.full(update.shape, expected), rtol=1e-6
     )
   assert scales == 4  # mixer_norm, head_norm, mlp_norm, final_norm.
+
+
+def test_decay_rates_and_biases_are_not_decayed():
+  config = config_lib.OptimizerConfig(weight_decay=0.5, warmup_steps=1)
+  model = dataclasses.replace(MODEL, mixers=('gated_delta_net',))
+  params = deltanet_jax.init(model, jax.random.key(0))
+  params = jax.tree.map(jnp.ones_like, params)
+  updates = _first_update(config, params, jax.tree.map(jnp.zeros_like, params))
+  mixer = updates['blocks']['block_0']['mixer']
+  assert np.all(mixer['a_log'] == 0) and np.all(mixer['dt_bias'] == 0)
+  assert np.all(mixer['a_proj']['kernel'] != 0)
 
 
 def test_an_update_is_that_of_adam_written_out():
