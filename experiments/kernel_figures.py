@@ -33,8 +33,8 @@ _COLOURS = {'forward': 'tab:cyan', 'forward_backward': 'tab:blue'}
 _REFERENCE_COLOUR = '0.6'
 
 
-def read_rows(path: str | os.PathLike) -> list[Row]:
-  """Returns the kernel rows of a JSONL file; other kinds are left out.
+def read_rows(path: str | os.PathLike, kind: str = 'kernel') -> list[Row]:
+  """Returns the rows of one kind of a JSONL file; others are left out.
 
   Raises:
     ValueError: a line is no JSON object.
@@ -52,7 +52,7 @@ def read_rows(path: str | os.PathLike) -> list[Row]:
       raise ValueError(
         f'{path}, line {number}: must be a JSON object, got {line[:80]!r}'
       )
-    if row.get('kind') == 'kernel':
+    if row.get('kind') == kind:
       rows.append(row)
   return rows
 

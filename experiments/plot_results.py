@@ -4,12 +4,14 @@ python -m experiments.plot_results --results=results
 """
 
 from collections.abc import Sequence
+import itertools
 import pathlib
 
 from absl import app
 from absl import flags
 
 from experiments import kernel_figures
+from experiments import mixer_figures
 
 
 def define_flags() -> None:
@@ -18,7 +20,7 @@ def define_flags() -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-  """Draws results/x.png from the kernel rows of results/x.jsonl."""
+  """Draws results/x.png from the rows of kernels or mixers in x.jsonl."""
   if len(argv) > 1:
     raise app.UsageError(f'no arguments are taken, got {argv[1:]}')
   directory = pathlib.Path(flags.FLAGS.results)
@@ -27,10 +29,14 @@ def main(argv: Sequence[str]) -> None:
     raise app.UsageError(
       f'no .jsonl file in {directory}: run experiments.benchmark_kernels first'
     )
-  for path in paths:
-    rows = kernel_figures.read_rows(path)
+  draw = {
+    'kernel': kernel_figures.draw_kernels,
+    'mixer': mixer_figures.draw_mixers,
+  }
+  for path, kind in itertools.product(paths, draw):
+    rows = kernel_figures.read_rows(path, kind)
     if rows:
-      kernel_figures.draw_kernels(rows, path.with_suffix('.png'))
+      draw[kind](rows, path.with_suffix('.png'))
       print(f'wrote {path.with_suffix(".png")}')
 
 

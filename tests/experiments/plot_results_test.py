@@ -6,6 +6,7 @@ from absl import flags
 import pytest
 
 from experiments import kernel_figures
+from experiments import mixer_figures
 from experiments import plot_results
 
 
@@ -15,20 +16,22 @@ def given(tmp_path, monkeypatch):
   monkeypatch.setattr(flags, 'FLAGS', values)
 
 
-def test_a_figure_is_drawn_beside_every_file_with_kernel_rows(
+def test_a_figure_is_drawn_beside_every_file_with_known_rows(
   tmp_path, monkeypatch, capsys
 ):
   drawn = []
-  monkeypatch.setattr(
-    kernel_figures,
-    'draw_kernels',
-    lambda rows, path: drawn.append((rows, path)),
-  )
-  for name, kind in (('a', 'kernel'), ('b', 'peer')):
+
+  def draw(rows, path):
+    drawn.append((rows, path))
+
+  monkeypatch.setattr(kernel_figures, 'draw_kernels', draw)
+  monkeypatch.setattr(mixer_figures, 'draw_mixers', draw)
+  for name, kind in (('a', 'kernel'), ('b', 'peer'), ('c', 'mixer')):
     (tmp_path / f'{name}.jsonl').write_text(json.dumps({'kind': kind}) + '\n')
   plot_results.main(['plot_results'])
-  assert drawn == [([{'kind': 'kernel'}], tmp_path / 'a.png')]
-  assert capsys.readouterr().out == f'wrote {tmp_path / "a.png"}\n'
+  a, c = tmp_path / 'a.png', tmp_path / 'c.png'
+  assert drawn == [([{'kind': 'kernel'}], a), ([{'kind': 'mixer'}], c)]
+  assert capsys.readouterr().out == f'wrote {a}\nwrote {c}\n'
 
 
 def test_a_directory_without_results_is_refused():
