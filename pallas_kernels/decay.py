@@ -10,7 +10,8 @@ reset where a segment starts. Within a chunk of C tokens, with t = 1 .. C,
 
 each 0 where a segment starts in between. All sums run forward over what they
 cover; none is a difference of longer sums, which would overflow or lose the
-small decays beside the large ones.
+small decays beside the large ones. With g per head, D alone is made of such
+differences, in float64, where they keep more digits than float32 has.
 
 With g per channel, D differs by channel and the scores
 A_ij = sum_k x_ik y_jk D_ijk are no product of matrices. They are taken on a
@@ -29,6 +30,9 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels import chunking
+
+# A log-decay of which no part is left, in float64 either.
+_CLOSED = -1e4
 
 
 class Segments(NamedTuple):
@@ -122,10 +126,54 @@ def scaled(x: jax.Array, factor: jax.Array | None) -> jax.Array:
   return x if factor is None else x * factor
 
 
+def _lower(length: int, k: int = 0):
+  """Returns ones at j <= i + k, in float64."""
+  return jnp.tri(length, k=k, dtype=jnp.float64)
+
+
+@chunking.in_float64
 def _pair_decay(g):
+  sums = _lower(g.shape[-2]) @ jnp.maximum(g, _CLOSED)  # [..., C, 1]
+  return jnp.exp(jnp.minimum(sums - jnp.swapaxes(sums, -1, -2), 0))
+
+
+@jax.custom_vjp
+def pair_decay(g: jax.Array) -> jax.Array:
   """Returns D [..., C, C] of g [..., C, 1]; 1 above the diagonal."""
-  later = _tri(g, k=-1)  # [s, j]: s > j
-  return jnp.exp(_tri(g) @ (g * later))
+  return _pair_decay(g)
+
+
+def _pair_decay_forward(g):
+  d = pair_decay(g)
+  return d, d
+
+
+def _pair_decay_backward(d, dd):
+  return (chunking.in_float64(crossings)(dd * d),)
+
+
+pair_decay.defvjp(_pair_decay_forward, _pair_decay_backward)
+
+
+def crossings(x: jax.Array, stride: int = 1) -> jax.Array:
+  """Returns what crosses into each token: c_s = sum_{j < s <= i} x_ij.
+
+  It is the gradient to g of a function of D, where x is D times that to D.
+
+  Args:
+    x: float64 [..., R, C]; row r stands at token i = (r + 1) stride of the
+      chunk. Entries of j >= i are left out.
+    stride: tokens per row.
+
+  Returns:
+    [..., C, 1].
+  """
+  size = x.shape[-1]
+  x = x * _lower(size, k=-1)[stride - 1 :: stride]
+  # From s to s + 1, what goes out of s is added, what comes into it ends.
+  change = jnp.sum(x, axis=-2)
+  change = change.at[..., stride - 1 :: stride].add(-jnp.sum(x, axis=-1))
+  return _lower(size, k=-1) @ change[..., None]
 
 
 def _halves(x):
@@ -193,5 +241,5 @@ def scores(
   else:
     found = chunking.gram(x) if x is y else chunking.outer(x, y)
     if g is not None:
-      found = found * _pair_decay(g)[..., stride - 1 :: stride, :]
+      found = found * pair_decay(g)[..., stride - 1 :: stride, :]
   return jnp.where(mask, found, 0)

@@ -12,6 +12,8 @@ like binomial coefficients while the inverse stays of order one.
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels import chunking
+
 _BLOCK = 16
 
 
@@ -39,16 +41,7 @@ def _diagonal_blocks(matrix, block):
   return jnp.stack(blocks, axis=-3)
 
 
-def unit_lower_inverse(lower: jax.Array) -> jax.Array:
-  """Returns (I + lower)^-1.
-
-  Args:
-    lower: strictly lower triangular [..., C, C], any C >= 1, float32 or
-      float64.
-
-  Returns:
-    The inverse [..., C, C], unit lower triangular.
-  """
+def _inverse(lower):
   size = lower.shape[-1]
   block = min(_BLOCK, size)
   blocks = -(-size // block)
@@ -65,3 +58,21 @@ def unit_lower_inverse(lower: jax.Array) -> jax.Array:
     inverse = jnp.concatenate([upper, lower_half], axis=-2)
     block *= 2
   return inverse[..., 0, :size, :size]
+
+
+def unit_lower_inverse(lower: jax.Array, *, exact: bool = True) -> jax.Array:
+  """Returns (I + lower)^-1.
+
+  Args:
+    lower: strictly lower triangular [..., C, C], any C >= 1, float32 or
+      float64.
+    exact: compute in float64 and round. Where the condition number is in the
+      thousands (beta near 2, nearly parallel keys), float32 would lose a dozen
+      times what substitution row by row does.
+
+  Returns:
+    The inverse [..., C, C], unit lower triangular.
+  """
+  if not exact or lower.dtype == jnp.float64:
+    return _inverse(lower)
+  return chunking.in_float64(_inverse)(lower[None])[0]

@@ -45,6 +45,10 @@ from pallas_kernels import decay
 from pallas_kernels import triangular_inverse
 
 
+# Stands for a strength of 0 where a gradient is divided by it.
+_LEAST = 2.0**-60
+
+
 class _Static(NamedTuple):
   """What is fixed at trace time."""
 
@@ -69,7 +73,7 @@ class _Solved(NamedTuple):
   states: jax.Array  # [M, B, HV, K, V], entering each chunk
   x: jax.Array  # [M, B, HV, C, V]
   error: jax.Array  # [M, B, HV, C, V]
-  inverse: jax.Array  # [M, B, HV, C, C]
+  inverse_t: jax.Array  # [M, B, HV, C, C]
 
 
 class _Prepared(NamedTuple):
@@ -101,23 +105,40 @@ def _prepare(q, k, g, cut, static: _Static) -> _Prepared:
   )
 
 
-@chunking.in_float64
-def _invert_exactly(k, beta, g, cut, gram):
-  """Returns (I + beta G)^-1 and G minus its rounding `gram`, by float64."""
-  whole = decay.scores(k, k, g, cut, strict=True)
-  inverse = triangular_inverse.unit_lower_inverse(beta * whole)
-  return inverse, whole - gram
+def _write(state, inputs: _Inputs, made: _Prepared, cut, *, dtype) -> _Solved:
+  """Takes the state through the chunks of a group; solves in `dtype`."""
+  strength = jnp.maximum(inputs.beta, _LEAST)
+  k, g, beta, strength = jax.tree.map(
+    lambda x: x.astype(dtype), (inputs.k, inputs.g, inputs.beta, strength)
+  )
+  gram = decay.scores(k, k, g, cut, strict=True)
+  inverse = triangular_inverse.unit_lower_inverse(
+    gram * jnp.swapaxes(strength, -1, -2), exact=False
+  )
+  k_out_t = chunking.transpose(made.k_out)
+  states, writes, errors = [], [], []
+  for m, v in enumerate(inputs.v):
+    states.append(state)
+    fresh = v - made.k_in[m] @ state
+    error = inverse[m] @ fresh.astype(dtype)
+    x = (beta[m] * error).astype(jnp.float32)
+    keep = None if made.keep is None else made.keep[m]
+    state = decay.scaled(state, keep) + k_out_t[m] @ x
+    writes.append(x)
+    errors.append(error.astype(jnp.float32))
+  states, x, error = map(jnp.stack, (states, writes, errors))
+  inverse_t = jnp.swapaxes(inverse, -1, -2).astype(jnp.float32)
+  return state[None], _Solved(states, x, error, inverse_t)
 
 
-def _invert(gram, k, beta, g, cut, *, exact: bool):
-  """Returns ((I + beta G)^-1, G minus its rounding `gram` or None)."""
-  if exact:
-    return _invert_exactly(k, beta, g, cut, gram)
-  return triangular_inverse.unit_lower_inverse(beta * gram), None
+@chunking.with_float64
+def _write_exactly(state, inputs, made, cut):
+  with jax.default_matmul_precision('highest'):
+    return _write(state[0], inputs, made, cut, dtype=jnp.float64)
 
 
-def _chunks(inputs: _Inputs, static: _Static):
-  """Returns q, k, v, beta, g of a group in chunks."""
+def _chunks(inputs: _Inputs, static: _Static) -> _Inputs:
+  """Returns the inputs of a group in chunks, beta as [..., C, 1]."""
   chunks, heads = static.layout.chunks_per_group, inputs.v.shape[2]
   inputs = inputs._replace(beta=inputs.beta[..., None])
   return jax.tree.map(lambda x: chunking.to_chunks(x, chunks, heads), inputs)
@@ -126,28 +147,16 @@ def _chunks(inputs: _Inputs, static: _Static):
 def _forward_group(state, parts, saved, *, static: _Static):
   del saved
   inputs, counts = parts
-  exact = inputs.q.dtype == jnp.float32
-  q, k, v, beta, g = _chunks(inputs, static)
+  heads, exact = inputs.v.shape[2], inputs.q.dtype == jnp.float32
+  inputs = _chunks(inputs, static)
   cut = decay.segments(*counts, static.layout.chunks_per_group)
-  made = _prepare(q, k, g, cut, static)
-  inverse, rest = _invert(made.gram, k, beta, g, cut, exact=exact)
-
-  def step(state, xs):
-    k_in, k_out_t, v, beta, inverse, keep = xs
-    fresh = v - k_in @ state
-    x = inverse @ (beta * fresh)
-    return decay.scaled(state, keep) + k_out_t @ x, (state, x, fresh)
-
-  k_out_t = chunking.transpose(made.k_out)
-  state, (states, x, fresh) = chunking.scan_chunks(
-    step, state, (made.k_in, k_out_t, v, beta, inverse, made.keep)
-  )
-  o = made.q_in @ states + made.p @ x
-  error = fresh - made.gram @ x
-  if rest is not None:
-    error -= rest @ x
-  o = chunking.from_chunks(o, inputs.v.shape[2])
-  return state, o, _Solved(states, x, error, inverse)
+  made = _prepare(inputs.q, inputs.k, inputs.g, cut, static)
+  if exact:
+    state, solved = _write_exactly(state[None], inputs, made, cut)
+  else:
+    state, solved = _write(state, inputs, made, cut, dtype=jnp.float32)
+  o = made.q_in @ solved.states + made.p @ solved.x
+  return state[0], chunking.from_chunks(o, heads), solved
 
 
 def _cotangents(made: _Prepared, do, dv, x, states, dstates) -> _Prepared:
@@ -165,66 +174,103 @@ def _cotangents(made: _Prepared, do, dv, x, states, dstates) -> _Prepared:
   )
 
 
-@functools.cache
-def _decay_gradient(static: _Static):
-  """Returns the function that computes dg of a group by float64.
+def _row_sums(x, y):
+  return jnp.sum(x * y, axis=-1, keepdims=True)
 
-  Decays per head sum products over all channels, which cancel as the sums over
-  X do; see the module's docstring.
+
+@functools.cache
+def _gate_gradient(static: _Static):
+  """Returns the function that computes dg of a group of decays per head.
+
+  A log-decay's gradient sums what crosses its token: pairs of a write before
+  and a read after it, the entering state on its way to reads after it, writes
+  before it on their way to the leaving state, and what passes through. For
+  aligned keys the pairs cancel as the sums over X do, so they are computed in
+  float64.
   """
+  stride = static.keys_per_token
 
   @chunking.in_float64
-  def compute(q, k, g, cut, *factors):
-    made, pullback = jax.vjp(lambda g: _prepare(q, k, g, cut, static), g)
-    (dg,) = pullback(_cotangents(made, *factors))
-    return dg
+  def compute(q, k, g, cut, do, dv, x, entered, left, passed):
+    outer, lower = chunking.outer, jnp.tri(k.shape[-2], dtype=jnp.float64)
+    d = decay.pair_decay(g)
+    if cut is not None:
+      d = jnp.where(cut.same, d, 0)
+    read = static.scale * outer(do, x) * outer(q, k)
+    found = decay.crossings(read * d[..., stride - 1 :: stride, :], stride)
+    found -= decay.crossings(outer(dv, x) * outer(k, k) * d)
+    found += lower.T @ entered
+    found += (lower - jnp.eye(k.shape[-2])) @ left
+    return found + passed
 
   return compute
 
 
+def _dg(inputs, cut, made, do, dv, solved, dstates, back, static):
+  """Returns dg of decays per head; `back` are the gradients of `made`."""
+  stride = static.keys_per_token
+  reads = _row_sums(made.q_in, back.q_in)
+  entered = _row_sums(made.k_in, back.k_in)
+  entered = entered.at[..., stride - 1 :: stride, :].add(reads)
+  return _gate_gradient(static)(
+    inputs.q,
+    inputs.k,
+    inputs.g,
+    cut,
+    do,
+    dv,
+    solved.x,
+    entered,
+    _row_sums(made.k_out, back.k_out),
+    made.keep * back.keep,
+  )
+
+
+def _backward_scan(dstate, made: _Prepared, strength, inverse_t, do):
+  """Takes dS' back through the chunks of a group.
+
+  Returns:
+    dS before the group, dV [..., C, V], and dS' of every chunk.
+  """
+
+  def step(dstate, xs):
+    k_out, k_in_t, strength, inverse_t, dx, read, keep = xs
+    dv = inverse_t @ (strength * (dx + k_out @ dstate))
+    new = decay.scaled(dstate, keep) + (read - k_in_t @ dv)
+    return new, (dv, dstate)
+
+  p_t, q_in_t, k_in_t = map(
+    chunking.transpose, (made.p, made.q_in, made.k_in)
+  )
+  xs = made.k_out, k_in_t, strength, inverse_t, p_t @ do, q_in_t @ do, made.keep
+  dstate, (dv, dstates) = chunking.scan_chunks(step, dstate, xs, reverse=True)
+  return dstate, dv, dstates
+
+
 def _backward_group(dstate, parts, solved: _Solved, *, static: _Static):
   inputs, counts, do = parts
-  q, k, _, beta, g = _chunks(inputs, static)
+  chunked = _chunks(inputs, static)
   heads = inputs.v.shape[2]
   do = chunking.to_chunks(do, static.layout.chunks_per_group, heads)
   cut = decay.segments(*counts, static.layout.chunks_per_group)
+  q, k, g = chunked.q, chunked.k, chunked.g
+  per_head = g is not None and g.shape[-1] == 1
   made, pullback = jax.vjp(
-    functools.partial(_prepare, cut=cut, static=static), q, k, g
+    lambda q, k, g: _prepare(q, k, g, cut, static), q, k, g
   )
-
-  def step(dstate, xs):
-    k_out, q_in_t, k_in_t, beta, inverse_t, dx_o, do, keep = xs
-    dr = inverse_t @ (dx_o + k_out @ dstate)
-    new = decay.scaled(dstate, keep) + q_in_t @ do - k_in_t @ (beta * dr)
-    return new, (dr, dstate)
-
-  transposed = [chunking.transpose(a) for a in (made.p, made.q_in, made.k_in)]
-  p_t, q_in_t, k_in_t = transposed
-  inverse_t = chunking.transpose(solved.inverse)
-  dstate, (dr, dstates) = chunking.scan_chunks(
-    step,
-    dstate,
-    (
-      made.k_out,
-      q_in_t,
-      k_in_t,
-      beta,
-      inverse_t,
-      p_t @ do,
-      do,
-      made.keep,
-    ),
-    reverse=True,
+  strength = jnp.maximum(chunked.beta, _LEAST)
+  dstate, dv, dstates = _backward_scan(
+    dstate, made, strength, solved.inverse_t, do
   )
-  dv = beta * dr
-  factors = do, dv, solved.x, solved.states, dstates
-  dq, dk, dg = pullback(_cotangents(made, *factors))
-  if g is not None and g.shape[-1] == 1 and inputs.q.dtype == jnp.float32:
-    dg = _decay_gradient(static)(q, k, g, cut, *factors)
-  dbeta = jnp.sum(dr * solved.error, axis=-1)
-  made = _Inputs(dq, dk, dv, dbeta, dg)
+  back = _cotangents(made, do, dv, solved.x, solved.states, dstates)
+  dq, dk, dg = pullback(back)
+  if per_head:
+    dg = _dg(chunked, cut, made, do, dv, solved, dstates, back, static)
+  dbeta = jnp.sum(dv * solved.error / strength, axis=-1)
   gradients = jax.tree.map(
-    lambda d, x: chunking.from_chunks(d, x.shape[2]), made, inputs
+    lambda d, x: chunking.from_chunks(d, x.shape[2]),
+    _Inputs(dq, dk, dv, dbeta, dg),
+    inputs,
   )
   return dstate, gradients, None
 
