@@ -73,7 +73,7 @@ class _Solved(NamedTuple):
   states: jax.Array  # [M, B, HV, K, V], entering each chunk
   x: jax.Array  # [M, B, HV, C, V]
   error: jax.Array  # [M, B, HV, C, V]
-  inverse_t: jax.Array  # [M, B, HV, C, C]
+  inverse_t: tuple[jax.Array, ...]  # [M, B, HV, C, C] each, to be summed
 
 
 class _Prepared(NamedTuple):
@@ -127,8 +127,11 @@ def _write(state, inputs: _Inputs, made: _Prepared, cut, *, dtype) -> _Solved:
     writes.append(x)
     errors.append(error.astype(jnp.float32))
   states, x, error = map(jnp.stack, (states, writes, errors))
-  inverse_t = jnp.swapaxes(inverse, -1, -2).astype(jnp.float32)
-  return state[None], _Solved(states, x, error, inverse_t)
+  inverse_t = jnp.swapaxes(inverse, -1, -2)
+  parts = (inverse_t.astype(jnp.float32),)
+  if dtype == jnp.float64:
+    parts += ((inverse_t - parts[0]).astype(jnp.float32),)
+  return state[None], _Solved(states, x, error, parts)
 
 
 @chunking.with_float64
@@ -226,25 +229,31 @@ def _dg(inputs, cut, made, do, dv, solved, dstates, back, static):
   )
 
 
-def _backward_scan(dstate, made: _Prepared, strength, inverse_t, do):
-  """Takes dS' back through the chunks of a group.
+def _read(dstate, made, beta, inverse_t, dx_o, read, *, dtype):
+  """Takes dS' back through the chunks of a group; solves in `dtype`.
 
   Returns:
     dS before the group, dV [..., C, V], and dS' of every chunk.
   """
+  strength = jnp.maximum(beta, _LEAST).astype(dtype)
+  inverse_t = sum(x.astype(dtype) for x in inverse_t)
+  k_in_t = chunking.transpose(made.k_in)
+  dvs, dstates = [], []
+  for m in reversed(range(dx_o.shape[0])):
+    dstates.append(dstate)
+    dx = (dx_o[m] + made.k_out[m] @ dstate).astype(dtype)
+    dv = (inverse_t[m] @ (strength[m] * dx)).astype(jnp.float32)
+    keep = None if made.keep is None else made.keep[m]
+    dstate = decay.scaled(dstate, keep) + (read[m] - k_in_t[m] @ dv)
+    dvs.append(dv)
+  dv, dstates = (jnp.stack(xs[::-1]) for xs in (dvs, dstates))
+  return dstate[None], dv, dstates
 
-  def step(dstate, xs):
-    k_out, k_in_t, strength, inverse_t, dx, read, keep = xs
-    dv = inverse_t @ (strength * (dx + k_out @ dstate))
-    new = decay.scaled(dstate, keep) + (read - k_in_t @ dv)
-    return new, (dv, dstate)
 
-  p_t, q_in_t, k_in_t = map(
-    chunking.transpose, (made.p, made.q_in, made.k_in)
-  )
-  xs = made.k_out, k_in_t, strength, inverse_t, p_t @ do, q_in_t @ do, made.keep
-  dstate, (dv, dstates) = chunking.scan_chunks(step, dstate, xs, reverse=True)
-  return dstate, dv, dstates
+@chunking.with_float64
+def _read_exactly(dstate, *arguments):
+  with jax.default_matmul_precision('highest'):
+    return _read(dstate[0], *arguments, dtype=jnp.float64)
 
 
 def _backward_group(dstate, parts, solved: _Solved, *, static: _Static):
@@ -258,21 +267,24 @@ def _backward_group(dstate, parts, solved: _Solved, *, static: _Static):
   made, pullback = jax.vjp(
     lambda q, k, g: _prepare(q, k, g, cut, static), q, k, g
   )
-  strength = jnp.maximum(chunked.beta, _LEAST)
-  dstate, dv, dstates = _backward_scan(
-    dstate, made, strength, solved.inverse_t, do
-  )
+  p_t, q_in_t = map(chunking.transpose, (made.p, made.q_in))
+  arguments = made, chunked.beta, solved.inverse_t, p_t @ do, q_in_t @ do
+  if inputs.q.dtype == jnp.float32:
+    dstate, dv, dstates = _read_exactly(dstate[None], *arguments)
+  else:
+    dstate, dv, dstates = _read(dstate, *arguments, dtype=jnp.float32)
   back = _cotangents(made, do, dv, solved.x, solved.states, dstates)
   dq, dk, dg = pullback(back)
   if per_head:
     dg = _dg(chunked, cut, made, do, dv, solved, dstates, back, static)
+  strength = jnp.maximum(chunked.beta, _LEAST)
   dbeta = jnp.sum(dv * solved.error / strength, axis=-1)
   gradients = jax.tree.map(
     lambda d, x: chunking.from_chunks(d, x.shape[2]),
     _Inputs(dq, dk, dv, dbeta, dg),
     inputs,
   )
-  return dstate, gradients, None
+  return dstate[0], gradients, None
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
