@@ -218,6 +218,7 @@ def scores(
   *,
   strict: bool = False,
   stride: int = 1,
+  pair: jax.Array | None = None,
 ) -> jax.Array:
   """Returns A_ij = sum_k x_ik y_jk D_ijk for j <= i (j < i), else 0.
 
@@ -228,6 +229,7 @@ def scores(
     cut: the segments.
     strict: leave out the diagonal.
     stride: tokens per row.
+    pair: `pair_decay` of g, where it has been computed.
 
   Returns:
     [..., R, C].
@@ -240,6 +242,8 @@ def scores(
     found = _tree_scores(x, y, g)
   else:
     found = chunking.gram(x) if x is y else chunking.outer(x, y)
-    if g is not None:
-      found = found * pair_decay(g)[..., stride - 1 :: stride, :]
+    if pair is None and g is not None:
+      pair = pair_decay(g)
+    if pair is not None:
+      found = found * pair[..., stride - 1 :: stride, :]
   return jnp.where(mask, found, 0)

@@ -58,46 +58,79 @@ class _Static(NamedTuple):
 
 
 class _Inputs(NamedTuple):
-  """Padded to whole groups; n keys per token, T = n times the tokens."""
+  """Padded to whole groups; n keys per token, T = n times the tokens.
 
-  q: jax.Array  # [B, T / n, H, K]
-  k: jax.Array  # [B, T, H, K]
-  v: jax.Array  # [B, T, HV, V]
-  beta: jax.Array  # [B, T, HV]
-  g: jax.Array | None  # [B, T, HV, 1 or K]
+  In chunks (`_chunks`) they are float32 of M chunks and N = B HV heads.
+  """
+
+  q: jax.Array  # [B, T / n, H, K]; [M, N, C / n, K]
+  k: jax.Array  # [B, T, H, K]; [M, N, C, K]
+  v: jax.Array  # [B, T, HV, V]; [M, N, C, V]
+  beta: jax.Array  # [B, T, HV]; [M, N, C, 1]
+  g: jax.Array | None  # [B, T, HV, 1 or K]; [M, N, C, 1 or K]
 
 
 class _Solved(NamedTuple):
   """What the backward pass reads of a group, beside the inputs."""
 
-  states: jax.Array  # [M, B, HV, K, V], entering each chunk
-  x: jax.Array  # [M, B, HV, C, V]
-  error: jax.Array  # [M, B, HV, C, V]
-  inverse_t: tuple[jax.Array, ...]  # [M, B, HV, C, C] each, to be summed
+  states: jax.Array  # [M, N, K, V], entering each chunk
+  x: jax.Array  # [M, N, C, V]
+  error: jax.Array  # [M, N, C, V]
+  inverse_t: tuple[jax.Array, ...]  # [M, N, C, C] each, to be summed
+
+
+class _Decays(NamedTuple):
+  """Decays per head of a group; None stands for 1."""
+
+  pair: jax.Array | None  # [M, N, C, C], in the dtype of what is solved
+  passage: decay.Passage
 
 
 class _Prepared(NamedTuple):
   """What a group's keys, queries and decays come to."""
 
-  gram: jax.Array  # [M, B, HV, C, C]
-  p: jax.Array  # [M, B, HV, C / n, C]
-  q_in: jax.Array  # [M, B, HV, C / n, K]
-  k_in: jax.Array  # [M, B, HV, C, K]
-  k_out: jax.Array  # [M, B, HV, C, K]
-  keep: jax.Array | None  # [M, B, HV, 1 or K, 1]
+  gram: jax.Array  # [M, N, C, C]
+  p: jax.Array  # [M, N, C / n, C]
+  q_in: jax.Array  # [M, N, C / n, K]
+  k_in: jax.Array  # [M, N, C, K]
+  k_out: jax.Array  # [M, N, C, K]
+  keep: jax.Array | None  # [M, N, 1 or K, 1]
 
 
-def _prepare(q, k, g, cut, static: _Static) -> _Prepared:
+def _per_channel(g) -> bool:
+  return g is not None and g.shape[-1] > 1
+
+
+def _decays(g, cut, dtype) -> _Decays | None:
+  """Returns the decays of g, or None where g is per channel."""
+  if _per_channel(g):
+    return None
+  if g is None:
+    return _Decays(None, decay.passage(None, cut))
+  g = g.astype(dtype)
+  pair = jax.lax.optimization_barrier(decay.pair_decay(g))
+  factors = jax.tree.map(
+    lambda x: x.astype(jnp.float32), decay.passage(g, cut)
+  )
+  return _Decays(pair, factors)
+
+
+def _prepare(q, k, g, cut, decays, static: _Static) -> _Prepared:
   """q, k, g are of a group, in chunks."""
   q = static.scale * q
   stride = static.keys_per_token
-  factors = decay.passage(g, cut)
+  if decays is None:
+    pair, factors = None, decay.passage(g, cut)
+  else:
+    pair, factors = decays
+  if pair is not None:
+    pair = pair.astype(jnp.float32)
   entry_q = factors.entry
   if entry_q is not None:
     entry_q = entry_q[..., stride - 1 :: stride, :]
   return _Prepared(
-    decay.scores(k, k, g, cut, strict=True),
-    decay.scores(q, k, g, cut, stride=stride),
+    decay.scores(k, k, g, cut, strict=True, pair=pair),
+    decay.scores(q, k, g, cut, stride=stride, pair=pair),
     decay.scaled(q, entry_q),
     decay.scaled(k, factors.entry),
     decay.scaled(k, factors.exit),
@@ -105,61 +138,69 @@ def _prepare(q, k, g, cut, static: _Static) -> _Prepared:
   )
 
 
-def _write(state, inputs: _Inputs, made: _Prepared, cut, *, dtype) -> _Solved:
-  """Takes the state through the chunks of a group; solves in `dtype`."""
-  strength = jnp.maximum(inputs.beta, _LEAST)
-  k, g, beta, strength = jax.tree.map(
-    lambda x: x.astype(dtype), (inputs.k, inputs.g, inputs.beta, strength)
+def _invert(inputs: _Inputs, cut, decays, dtype):
+  """Returns (I + G b)^-1, computed in `dtype`."""
+  k, g, beta = jax.tree.map(
+    lambda x: x.astype(dtype), (inputs.k, inputs.g, inputs.beta)
   )
-  gram = decay.scores(k, k, g, cut, strict=True)
-  inverse = triangular_inverse.unit_lower_inverse(
-    gram * jnp.swapaxes(strength, -1, -2), exact=False
-  )
+  pair = None if decays is None else decays.pair
+  gram = decay.scores(k, k, g, cut, strict=True, pair=pair)
+  strength = jnp.swapaxes(jnp.maximum(beta, _LEAST), -1, -2)
+  return triangular_inverse.unit_lower_inverse(gram * strength, exact=False)
+
+
+def _write(state, inputs: _Inputs, cut, *, static: _Static, dtype):
+  """Takes the state through the chunks of a group; solves in `dtype`.
+
+  Returns:
+    the state after the group, O and what the backward pass reads.
+  """
+  decays = _decays(inputs.g, cut, dtype)
+  made = _prepare(inputs.q, inputs.k, inputs.g, cut, decays, static)
+  inverse = _invert(inputs, cut, decays, dtype)
   k_out_t = chunking.transpose(made.k_out)
+  beta = inputs.beta.astype(dtype)
+  state = state[0]
   states, writes, errors = [], [], []
   for m, v in enumerate(inputs.v):
-    states.append(state)
     fresh = v - made.k_in[m] @ state
     error = inverse[m] @ fresh.astype(dtype)
     x = (beta[m] * error).astype(jnp.float32)
-    keep = None if made.keep is None else made.keep[m]
-    state = decay.scaled(state, keep) + k_out_t[m] @ x
+    states.append(state)
     writes.append(x)
     errors.append(error.astype(jnp.float32))
+    keep = None if made.keep is None else made.keep[m]
+    state = decay.scaled(state, keep) + k_out_t[m] @ x
+    state = jax.lax.optimization_barrier(state)
   states, x, error = map(jnp.stack, (states, writes, errors))
+  o = made.q_in @ states + made.p @ x
   inverse_t = jnp.swapaxes(inverse, -1, -2)
   parts = (inverse_t.astype(jnp.float32),)
   if dtype == jnp.float64:
     parts += ((inverse_t - parts[0]).astype(jnp.float32),)
-  return state[None], _Solved(states, x, error, parts)
+  return state[None], o, _Solved(states, x, error, parts)
 
 
-@chunking.with_float64
-def _write_exactly(state, inputs, made, cut):
-  with jax.default_matmul_precision('highest'):
-    return _write(state[0], inputs, made, cut, dtype=jnp.float64)
+def _read(dstate, made, beta, inverse_t, dx_o, read, dtype):
+  """Takes dS' back through the chunks of a group; solves in `dtype`.
 
-
-def _chunks(inputs: _Inputs, static: _Static) -> _Inputs:
-  """Returns the inputs of a group in chunks, beta as [..., C, 1]."""
-  chunks, heads = static.layout.chunks_per_group, inputs.v.shape[2]
-  inputs = inputs._replace(beta=inputs.beta[..., None])
-  return jax.tree.map(lambda x: chunking.to_chunks(x, chunks, heads), inputs)
-
-
-def _forward_group(state, parts, saved, *, static: _Static):
-  del saved
-  inputs, counts = parts
-  heads, exact = inputs.v.shape[2], inputs.q.dtype == jnp.float32
-  inputs = _chunks(inputs, static)
-  cut = decay.segments(*counts, static.layout.chunks_per_group)
-  made = _prepare(inputs.q, inputs.k, inputs.g, cut, static)
-  if exact:
-    state, solved = _write_exactly(state[None], inputs, made, cut)
-  else:
-    state, solved = _write(state, inputs, made, cut, dtype=jnp.float32)
-  o = made.q_in @ solved.states + made.p @ solved.x
-  return state[0], chunking.from_chunks(o, heads), solved
+  Returns:
+    dS before the group, dV and dS' of every chunk.
+  """
+  strength = jnp.maximum(beta, _LEAST).astype(dtype)
+  inverse_t = sum(x.astype(dtype) for x in inverse_t)
+  k_in_t = chunking.transpose(made.k_in)
+  dvs, dstates = [], []
+  for m in reversed(range(dx_o.shape[0])):
+    dx = (dx_o[m] + made.k_out[m] @ dstate).astype(dtype)
+    dv = (inverse_t[m] @ (strength[m] * dx)).astype(jnp.float32)
+    dvs.append(dv)
+    dstates.append(dstate)
+    keep = None if made.keep is None else made.keep[m]
+    dstate = decay.scaled(dstate, keep) + (read[m] - k_in_t[m] @ dv)
+    dstate = jax.lax.optimization_barrier(dstate)
+  dv, dstates = (jnp.stack(xs[::-1]) for xs in (dvs, dstates))
+  return dstate, dv, dstates
 
 
 def _cotangents(made: _Prepared, do, dv, x, states, dstates) -> _Prepared:
@@ -181,108 +222,127 @@ def _row_sums(x, y):
   return jnp.sum(x * y, axis=-1, keepdims=True)
 
 
-@functools.cache
-def _gate_gradient(static: _Static):
-  """Returns the function that computes dg of a group of decays per head.
+def _dg(inputs, cut, pair, made, back, do, dv, x, static: _Static, dtype):
+  """Returns dg of decays per head; `back` are the gradients of `made`.
 
   A log-decay's gradient sums what crosses its token: pairs of a write before
   and a read after it, the entering state on its way to reads after it, writes
   before it on their way to the leaving state, and what passes through. For
-  aligned keys the pairs cancel as the sums over X do, so they are computed in
-  float64.
+  aligned keys the pairs cancel as the sums over X do.
   """
-  stride = static.keys_per_token
-
-  @chunking.in_float64
-  def compute(q, k, g, cut, do, dv, x, entered, left, passed):
-    outer, lower = chunking.outer, jnp.tri(k.shape[-2], dtype=jnp.float64)
-    d = decay.pair_decay(g)
-    if cut is not None:
-      d = jnp.where(cut.same, d, 0)
-    read = static.scale * outer(do, x) * outer(q, k)
-    found = decay.crossings(read * d[..., stride - 1 :: stride, :], stride)
-    found -= decay.crossings(outer(dv, x) * outer(k, k) * d)
-    found += lower.T @ entered
-    found += (lower - jnp.eye(k.shape[-2])) @ left
-    return found + passed
-
-  return compute
-
-
-def _dg(inputs, cut, made, do, dv, solved, dstates, back, static):
-  """Returns dg of decays per head; `back` are the gradients of `made`."""
-  stride = static.keys_per_token
-  reads = _row_sums(made.q_in, back.q_in)
+  stride, outer = static.keys_per_token, chunking.outer
   entered = _row_sums(made.k_in, back.k_in)
+  reads = _row_sums(made.q_in, back.q_in)
   entered = entered.at[..., stride - 1 :: stride, :].add(reads)
-  return _gate_gradient(static)(
-    inputs.q,
-    inputs.k,
-    inputs.g,
-    cut,
-    do,
-    dv,
-    solved.x,
-    entered,
-    _row_sums(made.k_out, back.k_out),
-    made.keep * back.keep,
+  left = _row_sums(made.k_out, back.k_out)
+  wide = (inputs.q, inputs.k, do, dv, x, entered, left, made.keep * back.keep)
+  q, k, do, dv, x, entered, left, passed = (a.astype(dtype) for a in wide)
+  if cut is not None:
+    pair = jnp.where(cut.same, pair, 0)
+  read = static.scale * outer(do, x) * outer(q, k)
+  pairs = decay.crossings(read * pair[..., stride - 1 :: stride, :], stride)
+  pairs -= decay.crossings(outer(dv, x) * outer(k, k) * pair)
+  from_here = jnp.triu(jnp.ones(pair.shape[-2:], dtype))
+  return pairs + passed + from_here @ entered + (1 - from_here) @ left
+
+
+def _return(dstate, inputs, solved, do, cut, *, static: _Static, dtype):
+  """Takes the gradients back through a group; solves in `dtype`.
+
+  Returns:
+    dS before the group and the gradients of the inputs.
+  """
+  q, k, g = inputs.q, inputs.k, inputs.g
+  decays = _decays(g, cut, dtype)
+  made, pullback = jax.vjp(
+    lambda q, k, g: _prepare(q, k, g, cut, decays, static), q, k, g
+  )
+  p_t, q_in_t = map(chunking.transpose, (made.p, made.q_in))
+  dstate, dv, dstates = _read(
+    dstate[0],
+    made,
+    inputs.beta,
+    solved.inverse_t,
+    p_t @ do,
+    q_in_t @ do,
+    dtype,
+  )
+  back = _cotangents(made, do, dv, solved.x, solved.states, dstates)
+  dq, dk, dg = pullback(back)
+  if g is not None and not _per_channel(g):
+    dg = _dg(
+      inputs, cut, decays.pair, made, back, do, dv, solved.x, static, dtype
+    )
+  strength = jnp.maximum(inputs.beta, _LEAST)
+  dbeta = _row_sums(dv, solved.error) / strength
+  gradients = _Inputs(dq, dk, dv, dbeta, dg)
+  gradients = jax.tree.map(lambda x: x.astype(jnp.float32), gradients)
+  return dstate[None], gradients
+
+
+def _group(function, static: _Static, dtype):
+  """Returns `_write` or `_return` for inputs of a dtype."""
+  if dtype != jnp.float32:
+    return functools.partial(function, static=static, dtype=jnp.float32)
+
+  def exactly(*arguments):
+    with jax.default_matmul_precision('highest'):
+      return function(*arguments, static=static, dtype=jnp.float64)
+
+  return chunking.with_float64(exactly)
+
+
+def _chunks(x, static: _Static, heads: int):
+  """Returns [B, L, H, ...] as float32 [M, B HV, C, ...]."""
+  x = chunking.to_chunks(x, static.layout.chunks_per_group, heads)
+  return x.reshape(x.shape[0], -1, *x.shape[3:])
+
+
+def _chunked_inputs(inputs: _Inputs, static: _Static) -> _Inputs:
+  inputs = inputs._replace(beta=inputs.beta[..., None])
+  heads = inputs.v.shape[2]
+  return jax.tree.map(lambda x: _chunks(x, static, heads), inputs)
+
+
+def _from_chunks(x, own: int, heads: int):
+  """Returns [M, B HV, C, ...] as [B, L, own, ...], groups of heads summed."""
+  x = x.reshape(x.shape[0], -1, heads, *x.shape[2:])
+  return chunking.from_chunks(x, own)
+
+
+def _segments(counts, static: _Static, heads: int):
+  """Returns the segments of a group for every head, or None."""
+  cut = decay.segments(*counts, static.layout.chunks_per_group)
+  return jax.tree.map(
+    lambda x: jnp.repeat(x[:, :, 0], heads, axis=1), cut
   )
 
 
-def _read(dstate, made, beta, inverse_t, dx_o, read, *, dtype):
-  """Takes dS' back through the chunks of a group; solves in `dtype`.
-
-  Returns:
-    dS before the group, dV [..., C, V], and dS' of every chunk.
-  """
-  strength = jnp.maximum(beta, _LEAST).astype(dtype)
-  inverse_t = sum(x.astype(dtype) for x in inverse_t)
-  k_in_t = chunking.transpose(made.k_in)
-  dvs, dstates = [], []
-  for m in reversed(range(dx_o.shape[0])):
-    dstates.append(dstate)
-    dx = (dx_o[m] + made.k_out[m] @ dstate).astype(dtype)
-    dv = (inverse_t[m] @ (strength[m] * dx)).astype(jnp.float32)
-    keep = None if made.keep is None else made.keep[m]
-    dstate = decay.scaled(dstate, keep) + (read[m] - k_in_t[m] @ dv)
-    dvs.append(dv)
-  dv, dstates = (jnp.stack(xs[::-1]) for xs in (dvs, dstates))
-  return dstate[None], dv, dstates
-
-
-@chunking.with_float64
-def _read_exactly(dstate, *arguments):
-  with jax.default_matmul_precision('highest'):
-    return _read(dstate[0], *arguments, dtype=jnp.float64)
+def _forward_group(state, parts, saved, *, static: _Static):
+  del saved
+  inputs, counts = parts
+  heads = inputs.v.shape[2]
+  state, o, solved = _group(_write, static, inputs.q.dtype)(
+    state[None],
+    _chunked_inputs(inputs, static),
+    _segments(counts, static, heads),
+  )
+  return state[0], _from_chunks(o, heads, heads), solved
 
 
 def _backward_group(dstate, parts, solved: _Solved, *, static: _Static):
   inputs, counts, do = parts
-  chunked = _chunks(inputs, static)
   heads = inputs.v.shape[2]
-  do = chunking.to_chunks(do, static.layout.chunks_per_group, heads)
-  cut = decay.segments(*counts, static.layout.chunks_per_group)
-  q, k, g = chunked.q, chunked.k, chunked.g
-  per_head = g is not None and g.shape[-1] == 1
-  made, pullback = jax.vjp(
-    lambda q, k, g: _prepare(q, k, g, cut, static), q, k, g
+  dstate, gradients = _group(_return, static, inputs.q.dtype)(
+    dstate[None],
+    _chunked_inputs(inputs, static),
+    solved,
+    _chunks(do, static, heads),
+    _segments(counts, static, heads),
   )
-  p_t, q_in_t = map(chunking.transpose, (made.p, made.q_in))
-  arguments = made, chunked.beta, solved.inverse_t, p_t @ do, q_in_t @ do
-  if inputs.q.dtype == jnp.float32:
-    dstate, dv, dstates = _read_exactly(dstate[None], *arguments)
-  else:
-    dstate, dv, dstates = _read(dstate, *arguments, dtype=jnp.float32)
-  back = _cotangents(made, do, dv, solved.x, solved.states, dstates)
-  dq, dk, dg = pullback(back)
-  if per_head:
-    dg = _dg(chunked, cut, made, do, dv, solved, dstates, back, static)
-  strength = jnp.maximum(chunked.beta, _LEAST)
-  dbeta = jnp.sum(dv * solved.error / strength, axis=-1)
+  gradients = gradients._replace(beta=gradients.beta[..., 0])
   gradients = jax.tree.map(
-    lambda d, x: chunking.from_chunks(d, x.shape[2]),
-    _Inputs(dq, dk, dv, dbeta, dg),
-    inputs,
+    lambda d, x: _from_chunks(d, x.shape[2], heads), gradients, inputs
   )
   return dstate[0], gradients, None
 
@@ -299,13 +359,14 @@ def _forward(static, inputs, initial_state, counts):
     b, length, _, _ = inputs.q.shape
     state, o, solved = chunking.scan_groups(
       functools.partial(_forward_group, static=static),
-      initial_state,
+      initial_state.reshape(-1, *initial_state.shape[2:]),
       (inputs, counts),
       outputs=jax.ShapeDtypeStruct(
         (b, length, *inputs.v.shape[2:]), inputs.v.dtype
       ),
       groups=static.layout.groups,
     )
+  state = state.reshape(initial_state.shape)
   return (o, state), (inputs, counts, solved)
 
 
@@ -316,14 +377,14 @@ def _backward(static, residuals, cotangents):
   with jax.default_matmul_precision(chunking.precision_for(inputs.q.dtype)):
     dstate, gradients, _ = chunking.scan_groups(
       functools.partial(_backward_group, static=static),
-      dfinal,
+      dfinal.reshape(-1, *dfinal.shape[2:]),
       (inputs, counts, do),
       solved,
       outputs=inputs,
       groups=static.layout.groups,
       reverse=True,
     )
-  return gradients, dstate, None
+  return gradients, dstate.reshape(dfinal.shape), None
 
 
 _chunked.defvjp(_forward, _backward)
