@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-CHUNKS_PER_GROUP = 4
+TOKENS_PER_GROUP = 256
+MOST_CHUNKS = 8
 
 
 class Layout(NamedTuple):
@@ -39,7 +40,8 @@ def layout(length: int, chunk: int) -> Layout:
   """Returns the layout that covers `length` tokens with the least padding."""
   chunk = min(chunk, length)
   chunks = -(-length // chunk)
-  groups = -(-chunks // CHUNKS_PER_GROUP)
+  most = min(MOST_CHUNKS, max(1, TOKENS_PER_GROUP // chunk))
+  groups = -(-chunks // most)
   return Layout(chunk, -(-chunks // groups), groups)
 
 

@@ -24,6 +24,7 @@ splits at the border between them into two factors of at most 1,
 so nothing is clipped: a factor that underflows belongs to a product that does.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -149,31 +150,38 @@ def _pair_decay_forward(g):
 
 
 def _pair_decay_backward(d, dd):
-  return (chunking.in_float64(crossings)(dd * d),)
+  return (crossings(dd * d),)
 
 
 pair_decay.defvjp(_pair_decay_forward, _pair_decay_backward)
 
 
+def _crossings(x, stride):
+  size = x.shape[-1]
+  before = _lower(size, k=-1)
+  rows = before[stride - 1 :: stride]  # [R, C]
+  x = x * jnp.expand_dims(rows, range(x.ndim - 2))
+  # From s to s + 1, what goes out of s is added, what comes into it ends.
+  change = jnp.sum(x, axis=-2)
+  change = change.at[..., stride - 1 :: stride].add(-jnp.sum(x, axis=-1))
+  return before @ change[..., None]
+
+
 def crossings(x: jax.Array, stride: int = 1) -> jax.Array:
   """Returns what crosses into each token: c_s = sum_{j < s <= i} x_ij.
 
-  It is the gradient to g of a function of D, where x is D times that to D.
+  It is the gradient to g of a function of D, where x is D times that to D. The
+  sums are differences of longer ones, in float64.
 
   Args:
-    x: float64 [..., R, C]; row r stands at token i = (r + 1) stride of the
-      chunk. Entries of j >= i are left out.
+    x: float32 or float64 [..., R, C]; row r stands at token i = (r + 1) stride
+      of the chunk. Entries of j >= i are left out.
     stride: tokens per row.
 
   Returns:
     [..., C, 1].
   """
-  size = x.shape[-1]
-  x = x * _lower(size, k=-1)[stride - 1 :: stride]
-  # From s to s + 1, what goes out of s is added, what comes into it ends.
-  change = jnp.sum(x, axis=-2)
-  change = change.at[..., stride - 1 :: stride].add(-jnp.sum(x, axis=-1))
-  return _lower(size, k=-1) @ change[..., None]
+  return chunking.in_float64(functools.partial(_crossings, stride=stride))(x)
 
 
 def _halves(x):

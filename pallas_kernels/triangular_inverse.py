@@ -1,6 +1,6 @@
 """The inverse of I + L for strictly lower triangular L, in plain XLA.
 
-Diagonal blocks of 16 rows are inverted by forward substitution, neighbours are
+Diagonal blocks of 8 rows are inverted by forward substitution, neighbours are
 then merged, doubling the block:
 
     [[A, 0], [B, D]]^-1 = [[A^-1, 0], [-D^-1 B A^-1, D^-1]].
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from pallas_kernels import chunking
 
-_BLOCK = 16
+_BLOCK = 8
 
 
 def _substitute(lower):
@@ -48,7 +48,7 @@ def _inverse(lower):
   padded = block * (1 << (blocks - 1).bit_length())
   pad = [(0, 0)] * (lower.ndim - 2) + [(0, padded - size)] * 2
   lower = jnp.pad(lower, pad) if padded > size else lower
-  inverse = _substitute(_diagonal_blocks(lower, block))  # [..., N, 16, 16]
+  inverse = _substitute(_diagonal_blocks(lower, block))  # [..., N, 8, 8]
   while block < padded:
     first, second = inverse[..., 0::2, :, :], inverse[..., 1::2, :, :]
     below = _diagonal_blocks(lower, 2 * block)[..., block:, :block]

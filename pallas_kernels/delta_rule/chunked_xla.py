@@ -177,7 +177,8 @@ def _write(state, inputs: _Inputs, cut, *, static: _Static, dtype):
   inverse_t = jnp.swapaxes(inverse, -1, -2)
   parts = (inverse_t.astype(jnp.float32),)
   if dtype == jnp.float64:
-    parts += ((inverse_t - parts[0]).astype(jnp.float32),)
+    rest = inverse_t - parts[0].astype(dtype)
+    parts += (rest.astype(jnp.float32),)
   return state[None], o, _Solved(states, x, error, parts)
 
 
@@ -395,7 +396,7 @@ def _default_chunk(q, v) -> int:
   if q.dtype == jnp.float32:
     # More keys than dimensions depend on one another, sums over X cancel, and
     # in longer chunks they lose digits.
-    return min(32, key_dim) if key_dim <= 64 else 64
+    return min(32, key_dim)
   return 32 if max(key_dim, value_dim) <= 64 else 64
 
 
