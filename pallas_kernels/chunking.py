@@ -14,8 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-TOKENS_PER_GROUP = 256
-MOST_CHUNKS = 8
+CHUNKS_PER_GROUP = 4
 
 
 class Layout(NamedTuple):
@@ -36,12 +35,13 @@ class Layout(NamedTuple):
     return self.group * self.groups
 
 
-def layout(length: int, chunk: int) -> Layout:
+def layout(
+  length: int, chunk: int, chunks_per_group: int = CHUNKS_PER_GROUP
+) -> Layout:
   """Returns the layout that covers `length` tokens with the least padding."""
   chunk = min(chunk, length)
   chunks = -(-length // chunk)
-  most = min(MOST_CHUNKS, max(1, TOKENS_PER_GROUP // chunk))
-  groups = -(-chunks // most)
+  groups = -(-chunks // chunks_per_group)
   return Layout(chunk, -(-chunks // groups), groups)
 
 

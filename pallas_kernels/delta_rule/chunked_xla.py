@@ -122,6 +122,13 @@ def _default_chunk(q, v) -> int:
   return 32 if max(key_dim, value_dim) <= 64 else 64
 
 
+def _chunks_per_group(q, v, g) -> int:
+  # Small arrays are worth more company; large ones would leave the caches.
+  if max(q.shape[-1], v.shape[-1]) <= 64 and (g is None or g.shape[-1] == 1):
+    return 2 * chunking.CHUNKS_PER_GROUP
+  return chunking.CHUNKS_PER_GROUP
+
+
 def _run(inputs: group.Inputs, scale, initial_state, segment_ids, chunk_size):
   """Pads to whole groups and runs; the inputs are not padded yet."""
   q, v = inputs.q, inputs.v
@@ -129,7 +136,9 @@ def _run(inputs: group.Inputs, scale, initial_state, segment_ids, chunk_size):
     raise NotImplementedError('it computes in float32, got float64 inputs')
   length, n = q.shape[1], v.shape[1] // q.shape[1]
   chunk = max(1, (chunk_size or _default_chunk(q, v)) // n)  # in tokens
-  layout = chunking.layout(n * length, n * chunk)
+  layout = chunking.layout(
+    n * length, n * chunk, _chunks_per_group(q, v, inputs.g)
+  )
   counts = (None, None)
   if segment_ids is not None:
     resets, valid = decay.count_resets(segment_ids)

@@ -15,8 +15,7 @@ def test_a_layout_covers_the_tokens_with_little_padding(chunk):
   for length in range(1, 200):
     layout = chunking.layout(length, chunk)
     assert layout.chunk == min(chunk, length)
-    assert 1 <= layout.chunks_per_group <= chunking.MOST_CHUNKS
-    assert layout.group <= max(layout.chunk, chunking.TOKENS_PER_GROUP)
+    assert 1 <= layout.chunks_per_group <= chunking.CHUNKS_PER_GROUP
     assert layout.group == layout.chunk * layout.chunks_per_group
     assert layout.length == layout.group * layout.groups
     padding = layout.length - length
