@@ -10,8 +10,7 @@ reset where a segment starts. Within a chunk of C tokens, with t = 1 .. C,
 
 each 0 where a segment starts in between. All sums run forward over what they
 cover; none is a difference of longer sums, which would overflow or lose the
-small decays beside the large ones. With g per head, D alone is made of such
-differences, in float64, where they keep more digits than float32 has.
+small decays beside the large ones (`pair_decay` may, in float64).
 
 With g per channel, D differs by channel and the scores
 A_ij = sum_k x_ik y_jk D_ijk are no product of matrices. They are taken on a
@@ -132,28 +131,21 @@ def _lower(length: int, k: int = 0):
   return jnp.tri(length, k=k, dtype=jnp.float64)
 
 
-@chunking.in_float64
 def _pair_decay(g):
+  """Returns D [..., C, C] of g [..., C, 1]; 1 above the diagonal."""
+  later = _tri(g, k=-1)  # [s, j]: s > j
+  return jnp.exp(_tri(g) @ (g * later))
+
+
+@chunking.in_float64
+def pair_decay(g):
+  """Returns D [..., C, C] of g [..., C, 1]; 1 above the diagonal.
+
+  It is made of differences of sums in float64, where they keep more digits than
+  float32 has, and has no derivative; see `crossings`.
+  """
   sums = _lower(g.shape[-2]) @ jnp.maximum(g, _CLOSED)  # [..., C, 1]
   return jnp.exp(jnp.minimum(sums - jnp.swapaxes(sums, -1, -2), 0))
-
-
-@jax.custom_vjp
-def pair_decay(g: jax.Array) -> jax.Array:
-  """Returns D [..., C, C] of g [..., C, 1]; 1 above the diagonal."""
-  return _pair_decay(g)
-
-
-def _pair_decay_forward(g):
-  d = pair_decay(g)
-  return d, d
-
-
-def _pair_decay_backward(d, dd):
-  return (crossings(dd * d),)
-
-
-pair_decay.defvjp(_pair_decay_forward, _pair_decay_backward)
 
 
 def _crossings(x, stride):
@@ -251,7 +243,7 @@ def scores(
   else:
     found = chunking.gram(x) if x is y else chunking.outer(x, y)
     if pair is None and g is not None:
-      pair = pair_decay(g)
+      pair = _pair_decay(g)
     if pair is not None:
       found = found * pair[..., stride - 1 :: stride, :]
   return jnp.where(mask, found, 0)
