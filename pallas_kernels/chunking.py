@@ -35,11 +35,13 @@ class Layout(NamedTuple):
     return self.group * self.groups
 
 
-def layout(length: int, chunk: int) -> Layout:
+def layout(
+  length: int, chunk: int, chunks_per_group: int = CHUNKS_PER_GROUP
+) -> Layout:
   """Returns the layout that covers `length` tokens with the least padding."""
   chunk = min(chunk, length)
   chunks = -(-length // chunk)
-  groups = -(-chunks // CHUNKS_PER_GROUP)
+  groups = -(-chunks // chunks_per_group)
   return Layout(chunk, -(-chunks // groups), groups)
 
 
@@ -167,35 +169,56 @@ def _refuse(tree):
 first_order_only.defvjp(_refuse, _refuse)
 
 
-def in_float64(function: Callable[..., Any]) -> Callable[..., Any]:
-  """Returns `function`, of float32 arrays, computed in float64 throughout.
+def with_float64(function: Callable[..., Any]) -> Callable[..., Any]:
+  """Returns `function`, which may compute in float64 whatever the setting.
 
-  The arrays go in widened and the results come back rounded, whatever the
-  setting of `jax_enable_x64`. `function` must take any number of leading axes
-  alike on all its arrays (bool arrays stay bool). It has no derivative.
+  JAX's own rules for vmap would forget the float64; here a vmapped axis becomes
+  the second one of every array. So `function` must take any number of axes
+  there, alike on all its arrays and results. It has no derivative.
   """
-
-  def widen(x):
-    return x.astype(jnp.float64) if x.dtype == jnp.float32 else x
 
   @jax.custom_batching.custom_vmap
   def computed(*arguments):
     with jax.enable_x64(True):
-      results = function(*jax.tree.map(widen, arguments))
-      return jax.tree.map(lambda x: x.astype(jnp.float32), results)
+      return function(*arguments)
 
-  # JAX's own rules for products would forget the float64.
   @computed.def_vmap
   def batched(size, is_batched, *arguments):
     arguments = jax.tree.map(
-      lambda x, has: x if has else jnp.broadcast_to(x, (size, *x.shape)),
+      lambda x, has: jnp.moveaxis(
+        x if has else jnp.broadcast_to(x, (size, *x.shape)), 0, 1
+      ),
       arguments,
       tuple(is_batched),
     )
     results = computed(*arguments)
+    results = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), results)
     return results, jax.tree.map(lambda _: True, results)
 
   return computed
+
+
+def in_float64(function: Callable[..., Any]) -> Callable[..., Any]:
+  """Returns `function` of float32 arrays, computed in float64 throughout.
+
+  The arrays go in widened and the results come back rounded; float64 arrays
+  (bool ones) go in, and come back, as they are. See `with_float64` for what
+  `function` must take.
+  """
+
+  def compute(*arguments):
+    is_float32 = lambda x: x.dtype == jnp.float32  # noqa: E731
+    rounds = any(map(is_float32, jax.tree.leaves(arguments)))
+    results = function(
+      *jax.tree.map(
+        lambda x: x.astype(jnp.float64) if is_float32(x) else x, arguments
+      )
+    )
+    if not rounds:
+      return results
+    return jax.tree.map(lambda x: x.astype(jnp.float32), results)
+
+  return with_float64(compute)
 
 
 def transpose(x: jax.Array) -> jax.Array:

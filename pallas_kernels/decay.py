@@ -10,7 +10,7 @@ reset where a segment starts. Within a chunk of C tokens, with t = 1 .. C,
 
 each 0 where a segment starts in between. All sums run forward over what they
 cover; none is a difference of longer sums, which would overflow or lose the
-small decays beside the large ones.
+small decays beside the large ones (`pair_decay` may, in float64).
 
 With g per channel, D differs by channel and the scores
 A_ij = sum_k x_ik y_jk D_ijk are no product of matrices. They are taken on a
@@ -23,12 +23,16 @@ splits at the border between them into two factors of at most 1,
 so nothing is clipped: a factor that underflows belongs to a product that does.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from pallas_kernels import chunking
+
+# A log-decay of which no part is left, in float64 either.
+_CLOSED = -1e4
 
 
 class Segments(NamedTuple):
@@ -122,10 +126,54 @@ def scaled(x: jax.Array, factor: jax.Array | None) -> jax.Array:
   return x if factor is None else x * factor
 
 
+def _lower(length: int, k: int = 0):
+  """Returns ones at j <= i + k, in float64."""
+  return jnp.tri(length, k=k, dtype=jnp.float64)
+
+
 def _pair_decay(g):
   """Returns D [..., C, C] of g [..., C, 1]; 1 above the diagonal."""
   later = _tri(g, k=-1)  # [s, j]: s > j
   return jnp.exp(_tri(g) @ (g * later))
+
+
+@chunking.in_float64
+def pair_decay(g):
+  """Returns D [..., C, C] of g [..., C, 1]; 1 above the diagonal.
+
+  It is made of differences of sums in float64, where they keep more digits than
+  float32 has, and has no derivative; see `crossings`.
+  """
+  sums = _lower(g.shape[-2]) @ jnp.maximum(g, _CLOSED)  # [..., C, 1]
+  return jnp.exp(jnp.minimum(sums - jnp.swapaxes(sums, -1, -2), 0))
+
+
+def _crossings(x, stride):
+  size = x.shape[-1]
+  before = _lower(size, k=-1)
+  rows = before[stride - 1 :: stride]  # [R, C]
+  x = x * jnp.expand_dims(rows, range(x.ndim - 2))
+  # From s to s + 1, what goes out of s is added, what comes into it ends.
+  change = jnp.sum(x, axis=-2)
+  change = change.at[..., stride - 1 :: stride].add(-jnp.sum(x, axis=-1))
+  return before @ change[..., None]
+
+
+def crossings(x: jax.Array, stride: int = 1) -> jax.Array:
+  """Returns what crosses into each token: c_s = sum_{j < s <= i} x_ij.
+
+  It is the gradient to g of a function of D, where x is D times that to D. The
+  sums are differences of longer ones, in float64.
+
+  Args:
+    x: float32 or float64 [..., R, C]; row r stands at token i = (r + 1) stride
+      of the chunk. Entries of j >= i are left out.
+    stride: tokens per row.
+
+  Returns:
+    [..., C, 1].
+  """
+  return chunking.in_float64(functools.partial(_crossings, stride=stride))(x)
 
 
 def _halves(x):
@@ -170,6 +218,7 @@ def scores(
   *,
   strict: bool = False,
   stride: int = 1,
+  pair: jax.Array | None = None,
 ) -> jax.Array:
   """Returns A_ij = sum_k x_ik y_jk D_ijk for j <= i (j < i), else 0.
 
@@ -180,6 +229,7 @@ def scores(
     cut: the segments.
     strict: leave out the diagonal.
     stride: tokens per row.
+    pair: `pair_decay` of g, where it has been computed.
 
   Returns:
     [..., R, C].
@@ -192,6 +242,8 @@ def scores(
     found = _tree_scores(x, y, g)
   else:
     found = chunking.gram(x) if x is y else chunking.outer(x, y)
-    if g is not None:
-      found = found * _pair_decay(g)[..., stride - 1 :: stride, :]
+    if pair is None and g is not None:
+      pair = _pair_decay(g)
+    if pair is not None:
+      found = found * pair[..., stride - 1 :: stride, :]
   return jnp.where(mask, found, 0)

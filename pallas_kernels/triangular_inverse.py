@@ -1,6 +1,6 @@
 """The inverse of I + L for strictly lower triangular L, in plain XLA.
 
-Diagonal blocks of 16 rows are inverted by forward substitution, neighbours are
+Diagonal blocks of 8 rows are inverted by forward substitution, neighbours are
 then merged, doubling the block:
 
     [[A, 0], [B, D]]^-1 = [[A^-1, 0], [-D^-1 B A^-1, D^-1]].
@@ -12,7 +12,9 @@ like binomial coefficients while the inverse stays of order one.
 import jax
 import jax.numpy as jnp
 
-_BLOCK = 16
+from pallas_kernels import chunking
+
+_BLOCK = 8
 
 
 def _substitute(lower):
@@ -39,23 +41,14 @@ def _diagonal_blocks(matrix, block):
   return jnp.stack(blocks, axis=-3)
 
 
-def unit_lower_inverse(lower: jax.Array) -> jax.Array:
-  """Returns (I + lower)^-1.
-
-  Args:
-    lower: strictly lower triangular [..., C, C], any C >= 1, float32 or
-      float64.
-
-  Returns:
-    The inverse [..., C, C], unit lower triangular.
-  """
+def _inverse(lower):
   size = lower.shape[-1]
   block = min(_BLOCK, size)
   blocks = -(-size // block)
   padded = block * (1 << (blocks - 1).bit_length())
   pad = [(0, 0)] * (lower.ndim - 2) + [(0, padded - size)] * 2
   lower = jnp.pad(lower, pad) if padded > size else lower
-  inverse = _substitute(_diagonal_blocks(lower, block))  # [..., N, 16, 16]
+  inverse = _substitute(_diagonal_blocks(lower, block))  # [..., N, 8, 8]
   while block < padded:
     first, second = inverse[..., 0::2, :, :], inverse[..., 1::2, :, :]
     below = _diagonal_blocks(lower, 2 * block)[..., block:, :block]
@@ -65,3 +58,21 @@ def unit_lower_inverse(lower: jax.Array) -> jax.Array:
     inverse = jnp.concatenate([upper, lower_half], axis=-2)
     block *= 2
   return inverse[..., 0, :size, :size]
+
+
+def unit_lower_inverse(lower: jax.Array, *, exact: bool = True) -> jax.Array:
+  """Returns (I + lower)^-1.
+
+  Args:
+    lower: strictly lower triangular [..., C, C], any C >= 1, float32 or
+      float64.
+    exact: compute in float64 and round. Where the condition number is in the
+      thousands (beta near 2, nearly parallel keys), float32 would lose a dozen
+      times what substitution row by row does.
+
+  Returns:
+    The inverse [..., C, C], unit lower triangular.
+  """
+  if not exact or lower.dtype == jnp.float64:
+    return _inverse(lower)
+  return chunking.in_float64(_inverse)(lower[None])[0]

@@ -1,232 +1,73 @@
 """The delta rule chunk by chunk in plain XLA, with its own VJP.
 
-Inside a chunk of C tokens with queries Q, keys K, values V, strengths b and
-the state S that enters it, the recurrence of `api.delta_rule` has the closed
-form (UT transform; equations 8 to 11 of the paper, there transposed)
-
-    G = strict_tril(K K^T . D)       X = (I + b G)^-1 b (V - K_in S)
-    P = scale * tril(Q K^T . D)      E = V - K_in S - G X     (so X = b E)
-    O = Q_in S + P X                 S' = keep S + K_out^T X
-
-with the decays D, K_in = entry K, K_out = exit K, Q_in = scale entry Q of
-`pallas_kernels.decay`; without decay and resets all of them are 1. X are the
-values written, E the errors that the delta rule corrects. The gradient needs no
-derivative of the inverse. With dO and dS' given,
-
-    dX = P^T dO + K_out dS'          dR = (I + b G)^-T dX
-    dV = b dR                        db = rowsum(dR E)
-    dP = dO X^T                      dG = -dV X^T
-    dQ_in = dO S^T                   dK_in = -dV S^T
-    dK_out = X dS'^T                 dkeep = rowsum(S dS')
-    dS = keep dS' + Q_in^T dO - K_in^T dV,
-
-and these go back to q, k and g through what made G, P, Q_in, K_in and K_out.
-Saved for the backward pass are the state that enters each chunk, X, E and the
-inverse. (X is not recomputed as b E: for aligned keys the sums over X cancel,
-and only the X that was solved for cancels to rounding.)
-
-With n keys per token (`delta_product`), k, v and beta have n entries per token
-and g is zero but at the first of them; each query reads after the last.
-
-For float32 inputs G and the inverse are computed in float64 and then rounded.
-Where keys are nearly parallel and beta is near 2, sums over X cancel to a
-fraction of their terms, and G rounded to float32 beforehand would cost several
-times the error of the scan over tokens.
+The groups of chunks into which `chunking` cuts the time axis are passed through
+one after another, forward for the values, in reverse for the gradients. What
+happens inside a group, and its equations, are in `chunked_xla_group`.
 """
 
 import functools
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from pallas_kernels import chunking
 from pallas_kernels import decay
-from pallas_kernels import triangular_inverse
+from pallas_kernels.delta_rule import chunked_xla_group as group
 
 
-class _Static(NamedTuple):
-  """What is fixed at trace time."""
-
-  scale: float
-  layout: chunking.Layout
-  keys_per_token: int
+def _chunks(x, static: group.Static, heads: int):
+  """Returns [B, L, H, ...] as float32 [M, B HV, C, ...]."""
+  x = chunking.to_chunks(x, static.layout.chunks_per_group, heads)
+  return x.reshape(x.shape[0], -1, *x.shape[3:])
 
 
-class _Inputs(NamedTuple):
-  """Padded to whole groups; n keys per token, T = n times the tokens."""
-
-  q: jax.Array  # [B, T / n, H, K]
-  k: jax.Array  # [B, T, H, K]
-  v: jax.Array  # [B, T, HV, V]
-  beta: jax.Array  # [B, T, HV]
-  g: jax.Array | None  # [B, T, HV, 1 or K]
-
-
-class _Solved(NamedTuple):
-  """What the backward pass reads of a group, beside the inputs."""
-
-  states: jax.Array  # [M, B, HV, K, V], entering each chunk
-  x: jax.Array  # [M, B, HV, C, V]
-  error: jax.Array  # [M, B, HV, C, V]
-  inverse: jax.Array  # [M, B, HV, C, C]
-
-
-class _Prepared(NamedTuple):
-  """What a group's keys, queries and decays come to."""
-
-  gram: jax.Array  # [M, B, HV, C, C]
-  p: jax.Array  # [M, B, HV, C / n, C]
-  q_in: jax.Array  # [M, B, HV, C / n, K]
-  k_in: jax.Array  # [M, B, HV, C, K]
-  k_out: jax.Array  # [M, B, HV, C, K]
-  keep: jax.Array | None  # [M, B, HV, 1 or K, 1]
-
-
-def _prepare(q, k, g, cut, static: _Static) -> _Prepared:
-  """q, k, g are of a group, in chunks."""
-  q = static.scale * q
-  stride = static.keys_per_token
-  factors = decay.passage(g, cut)
-  entry_q = factors.entry
-  if entry_q is not None:
-    entry_q = entry_q[..., stride - 1 :: stride, :]
-  return _Prepared(
-    decay.scores(k, k, g, cut, strict=True),
-    decay.scores(q, k, g, cut, stride=stride),
-    decay.scaled(q, entry_q),
-    decay.scaled(k, factors.entry),
-    decay.scaled(k, factors.exit),
-    factors.keep,
-  )
-
-
-@chunking.in_float64
-def _invert_exactly(k, beta, g, cut, gram):
-  """Returns (I + beta G)^-1 and G minus its rounding `gram`, by float64."""
-  whole = decay.scores(k, k, g, cut, strict=True)
-  inverse = triangular_inverse.unit_lower_inverse(beta * whole)
-  return inverse, whole - gram
-
-
-def _invert(gram, k, beta, g, cut, *, exact: bool):
-  """Returns ((I + beta G)^-1, G minus its rounding `gram` or None)."""
-  if exact:
-    return _invert_exactly(k, beta, g, cut, gram)
-  return triangular_inverse.unit_lower_inverse(beta * gram), None
-
-
-def _chunks(inputs: _Inputs, static: _Static):
-  """Returns q, k, v, beta, g of a group in chunks."""
-  chunks, heads = static.layout.chunks_per_group, inputs.v.shape[2]
+def _chunked_inputs(inputs: group.Inputs, static: group.Static) -> group.Inputs:
   inputs = inputs._replace(beta=inputs.beta[..., None])
-  return jax.tree.map(lambda x: chunking.to_chunks(x, chunks, heads), inputs)
+  heads = inputs.v.shape[2]
+  return jax.tree.map(lambda x: _chunks(x, static, heads), inputs)
 
 
-def _forward_group(state, parts, saved, *, static: _Static):
+def _from_chunks(x, own: int, heads: int):
+  """Returns [M, B HV, C, ...] as [B, L, own, ...], groups of heads summed."""
+  x = x.reshape(x.shape[0], -1, heads, *x.shape[2:])
+  return chunking.from_chunks(x, own)
+
+
+def _segments(counts, static: group.Static, heads: int):
+  """Returns the segments of a group for every head, or None."""
+  cut = decay.segments(*counts, static.layout.chunks_per_group)
+  return jax.tree.map(lambda x: jnp.repeat(x[:, :, 0], heads, axis=1), cut)
+
+
+def _forward_group(state, parts, saved, *, static: group.Static):
   del saved
   inputs, counts = parts
-  exact = inputs.q.dtype == jnp.float32
-  q, k, v, beta, g = _chunks(inputs, static)
-  cut = decay.segments(*counts, static.layout.chunks_per_group)
-  made = _prepare(q, k, g, cut, static)
-  inverse, rest = _invert(made.gram, k, beta, g, cut, exact=exact)
-
-  def step(state, xs):
-    k_in, k_out_t, v, beta, inverse, keep = xs
-    fresh = v - k_in @ state
-    x = inverse @ (beta * fresh)
-    return decay.scaled(state, keep) + k_out_t @ x, (state, x, fresh)
-
-  k_out_t = chunking.transpose(made.k_out)
-  state, (states, x, fresh) = chunking.scan_chunks(
-    step, state, (made.k_in, k_out_t, v, beta, inverse, made.keep)
-  )
-  o = made.q_in @ states + made.p @ x
-  error = fresh - made.gram @ x
-  if rest is not None:
-    error -= rest @ x
-  o = chunking.from_chunks(o, inputs.v.shape[2])
-  return state, o, _Solved(states, x, error, inverse)
-
-
-def _cotangents(made: _Prepared, do, dv, x, states, dstates) -> _Prepared:
-  """Returns the gradients of what `_prepare` made."""
-  dkeep = None
-  if made.keep is not None:
-    dkeep = chunking.sum_to(states * dstates, made.keep.shape)
-  return _Prepared(
-    -chunking.outer(dv, x),
-    chunking.outer(do, x),
-    chunking.outer(do, states),
-    -chunking.outer(dv, states),
-    chunking.outer(x, dstates),
-    dkeep,
-  )
-
-
-@functools.cache
-def _decay_gradient(static: _Static):
-  """Returns the function that computes dg of a group by float64.
-
-  Decays per head sum products over all channels, which cancel as the sums over
-  X do; see the module's docstring.
-  """
-
-  @chunking.in_float64
-  def compute(q, k, g, cut, *factors):
-    made, pullback = jax.vjp(lambda g: _prepare(q, k, g, cut, static), g)
-    (dg,) = pullback(_cotangents(made, *factors))
-    return dg
-
-  return compute
-
-
-def _backward_group(dstate, parts, solved: _Solved, *, static: _Static):
-  inputs, counts, do = parts
-  q, k, _, beta, g = _chunks(inputs, static)
   heads = inputs.v.shape[2]
-  do = chunking.to_chunks(do, static.layout.chunks_per_group, heads)
-  cut = decay.segments(*counts, static.layout.chunks_per_group)
-  made, pullback = jax.vjp(
-    functools.partial(_prepare, cut=cut, static=static), q, k, g
+  state, o, solved = group.for_inputs(group.write, static, inputs.q.dtype)(
+    state[None],
+    _chunked_inputs(inputs, static),
+    _segments(counts, static, heads),
   )
+  return state[0], _from_chunks(o, heads, heads), solved
 
-  def step(dstate, xs):
-    k_out, q_in_t, k_in_t, beta, inverse_t, dx_o, do, keep = xs
-    dr = inverse_t @ (dx_o + k_out @ dstate)
-    new = decay.scaled(dstate, keep) + q_in_t @ do - k_in_t @ (beta * dr)
-    return new, (dr, dstate)
 
-  transposed = [chunking.transpose(a) for a in (made.p, made.q_in, made.k_in)]
-  p_t, q_in_t, k_in_t = transposed
-  inverse_t = chunking.transpose(solved.inverse)
-  dstate, (dr, dstates) = chunking.scan_chunks(
-    step,
-    dstate,
-    (
-      made.k_out,
-      q_in_t,
-      k_in_t,
-      beta,
-      inverse_t,
-      p_t @ do,
-      do,
-      made.keep,
-    ),
-    reverse=True,
+def _backward_group(
+  dstate, parts, solved: group.Solved, *, static: group.Static
+):
+  inputs, counts, do = parts
+  heads = inputs.v.shape[2]
+  dstate, gradients = group.for_inputs(group.take_back, static, inputs.q.dtype)(
+    dstate[None],
+    _chunked_inputs(inputs, static),
+    solved,
+    _chunks(do, static, heads),
+    _segments(counts, static, heads),
   )
-  dv = beta * dr
-  factors = do, dv, solved.x, solved.states, dstates
-  dq, dk, dg = pullback(_cotangents(made, *factors))
-  if g is not None and g.shape[-1] == 1 and inputs.q.dtype == jnp.float32:
-    dg = _decay_gradient(static)(q, k, g, cut, *factors)
-  dbeta = jnp.sum(dr * solved.error, axis=-1)
-  made = _Inputs(dq, dk, dv, dbeta, dg)
+  gradients = gradients._replace(beta=gradients.beta[..., 0])
   gradients = jax.tree.map(
-    lambda d, x: chunking.from_chunks(d, x.shape[2]), made, inputs
+    lambda d, x: _from_chunks(d, x.shape[2], heads), gradients, inputs
   )
-  return dstate, gradients, None
+  return dstate[0], gradients, None
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -241,13 +82,14 @@ def _forward(static, inputs, initial_state, counts):
     b, length, _, _ = inputs.q.shape
     state, o, solved = chunking.scan_groups(
       functools.partial(_forward_group, static=static),
-      initial_state,
+      initial_state.reshape(-1, *initial_state.shape[2:]),
       (inputs, counts),
       outputs=jax.ShapeDtypeStruct(
         (b, length, *inputs.v.shape[2:]), inputs.v.dtype
       ),
       groups=static.layout.groups,
     )
+  state = state.reshape(initial_state.shape)
   return (o, state), (inputs, counts, solved)
 
 
@@ -258,14 +100,14 @@ def _backward(static, residuals, cotangents):
   with jax.default_matmul_precision(chunking.precision_for(inputs.q.dtype)):
     dstate, gradients, _ = chunking.scan_groups(
       functools.partial(_backward_group, static=static),
-      dfinal,
+      dfinal.reshape(-1, *dfinal.shape[2:]),
       (inputs, counts, do),
       solved,
       outputs=inputs,
       groups=static.layout.groups,
       reverse=True,
     )
-  return gradients, dstate, None
+  return gradients, dstate.reshape(dfinal.shape), None
 
 
 _chunked.defvjp(_forward, _backward)
@@ -276,18 +118,27 @@ def _default_chunk(q, v) -> int:
   if q.dtype == jnp.float32:
     # More keys than dimensions depend on one another, sums over X cancel, and
     # in longer chunks they lose digits.
-    return min(32, key_dim) if key_dim <= 64 else 64
+    return min(32, key_dim)
   return 32 if max(key_dim, value_dim) <= 64 else 64
 
 
-def _run(inputs: _Inputs, scale, initial_state, segment_ids, chunk_size):
-  """Pads to whole groups and runs; inputs as in `_Inputs`, not yet padded."""
+def _chunks_per_group(q, v, g) -> int:
+  # Small arrays are worth more company; large ones would leave the caches.
+  if max(q.shape[-1], v.shape[-1]) <= 64 and (g is None or g.shape[-1] == 1):
+    return 2 * chunking.CHUNKS_PER_GROUP
+  return chunking.CHUNKS_PER_GROUP
+
+
+def _run(inputs: group.Inputs, scale, initial_state, segment_ids, chunk_size):
+  """Pads to whole groups and runs; the inputs are not padded yet."""
   q, v = inputs.q, inputs.v
   if q.dtype == jnp.float64:
     raise NotImplementedError('it computes in float32, got float64 inputs')
   length, n = q.shape[1], v.shape[1] // q.shape[1]
   chunk = max(1, (chunk_size or _default_chunk(q, v)) // n)  # in tokens
-  layout = chunking.layout(n * length, n * chunk)
+  layout = chunking.layout(
+    n * length, n * chunk, _chunks_per_group(q, v, inputs.g)
+  )
   counts = (None, None)
   if segment_ids is not None:
     resets, valid = decay.count_resets(segment_ids)
@@ -305,7 +156,7 @@ def _run(inputs: _Inputs, scale, initial_state, segment_ids, chunk_size):
     lambda x: chunking.pad_time(x, layout.length * x.shape[1] // (n * length)),
     inputs,
   )
-  static = _Static(float(scale), layout, n)
+  static = group.Static(float(scale), layout, n)
   o, state = _chunked(static, inputs, initial_state, counts)
   return o[:, :length], state
 
@@ -320,7 +171,7 @@ def delta_rule(
   """
   if g is not None:
     g = g.reshape(*v.shape[:3], -1)
-  inputs = _Inputs(q, k, v, beta, g)
+  inputs = group.Inputs(q, k, v, beta, g)
   return _run(inputs, scale, initial_state, segment_ids, chunk_size)
 
 
@@ -342,5 +193,5 @@ def delta_product(
     x if x is None else x.reshape(x.shape[0], -1, *x.shape[3:])
     for x in (k, v, beta, g)
   )
-  inputs = _Inputs(q, k, v, beta, g)
+  inputs = group.Inputs(q, k, v, beta, g)
   return _run(inputs, scale, initial_state, segment_ids, chunk_size)
