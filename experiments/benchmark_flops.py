@@ -4,12 +4,12 @@ With K and V the dimensions of keys and values and C the tokens of a chunk, the
 matrix products of a chunkwise form are of three kinds. Per row and token they
 take 2 K V (between state and rows), 2 C K (scores) or 2 C V (scores times
 values) floating-point operations, and a row of the triangular inverse about
-C^2 / 3. The forms and their gradients are in the docstrings of `chunked_xla`;
+C^2 / 3. The forms and their gradients are in the docstrings of `chunked_xla*`;
 products per row of them:
 
-    delta rule       per key    forward    K_in S, K_out^T X | G | (I + b G)^-1
+    delta rule       per key    forward    K_in S, K_out^T X | G | (I + G b)^-1
                                 backward   K_out dS', dK_in, dK_out, K_in^T dV |
-                                           G, dK of G | dR, dG, G X
+                                           G, dK of G | dV, dG
                      per query  forward    Q_in S | P | P X
                                 backward   dQ_in, Q_in^T dO | P, dQ and dK of P
                                            | dX, dP
@@ -47,7 +47,7 @@ class _Products(NamedTuple):
 # op: pass: (per key, per query)
 _DELTA = {
   'forward': (_Products(2, 1, 1), _Products(1, 1, 1)),
-  'backward': (_Products(4, 2, 3), _Products(2, 3, 2)),
+  'backward': (_Products(4, 2, 2), _Products(2, 3, 2)),
 }
 _NO_PRODUCTS = _Products(0, 0, 0)
 _PRODUCTS = {

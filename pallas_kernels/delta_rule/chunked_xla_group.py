@@ -89,7 +89,7 @@ class _Decays(NamedTuple):
 class _Prepared(NamedTuple):
   """What a group's keys, queries and decays come to."""
 
-  gram: jax.Array  # [M, N, C, C]
+  gram: jax.Array | None  # [M, N, C, C]; None: only its inverse is used
   p: jax.Array  # [M, N, C / n, C]
   q_in: jax.Array  # [M, N, C / n, K]
   k_in: jax.Array  # [M, N, C, K]
@@ -118,7 +118,9 @@ def _decays(g, cut, dtype) -> _Decays | None:
   return _Decays(pair, factors)
 
 
-def _prepare(q, k, g, cut, decays, static: Static) -> _Prepared:
+def _prepare(
+  q, k, g, cut, decays, static: Static, *, has_gram: bool
+) -> _Prepared:
   """q, k, g are of a group, in chunks."""
   q = static.scale * q
   stride = static.keys_per_token
@@ -131,8 +133,11 @@ def _prepare(q, k, g, cut, decays, static: Static) -> _Prepared:
   entry_q = factors.entry
   if entry_q is not None:
     entry_q = entry_q[..., stride - 1 :: stride, :]
+  gram = None
+  if has_gram:
+    gram = decay.scores(k, k, g, cut, strict=True, pair=pair)
   return _Prepared(
-    decay.scores(k, k, g, cut, strict=True, pair=pair),
+    gram,
     decay.scores(q, k, g, cut, stride=stride, pair=pair),
     decay.scaled(q, entry_q),
     decay.scaled(k, factors.entry),
@@ -159,7 +164,9 @@ def write(state, inputs: Inputs, cut, *, static: Static, dtype):
     the state after the group, O and what the backward pass reads.
   """
   decays = _decays(inputs.g, cut, dtype)
-  made = _prepare(inputs.q, inputs.k, inputs.g, cut, decays, static)
+  made = _prepare(
+    inputs.q, inputs.k, inputs.g, cut, decays, static, has_gram=False
+  )
   inverse = _invert(inputs, cut, decays, dtype)
   k_out_t = chunking.transpose(made.k_out)
   beta = inputs.beta.astype(dtype)
@@ -259,7 +266,7 @@ def take_back(dstate, inputs, solved, do, cut, *, static: Static, dtype):
   q, k, g = inputs.q, inputs.k, inputs.g
   decays = _decays(g, cut, dtype)
   made, pullback = jax.vjp(
-    lambda q, k, g: _prepare(q, k, g, cut, decays, static), q, k, g
+    lambda *x: _prepare(*x, cut, decays, static, has_gram=True), q, k, g
   )
   p_t, q_in_t = map(chunking.transpose, (made.p, made.q_in))
   dstate, dv, dstates = _read(

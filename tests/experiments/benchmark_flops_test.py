@@ -41,10 +41,10 @@ def _dot_flops(jaxpr):
   return total
 
 
-# The forward pass of the program already computes G X for the backward pass.
+# The inverse is counted by about a third of C^2 per row.
 @pytest.mark.parametrize('op', OPS, ids=IDS)
 @pytest.mark.parametrize(
-  ('pass_name', 'tolerance'), [('forward', 0.12), ('forward_backward', 0.01)]
+  ('pass_name', 'tolerance'), [('forward', 0.03), ('forward_backward', 0.01)]
 )
 def test_the_count_is_that_of_the_products_of_the_program(
   op, pass_name, tolerance
