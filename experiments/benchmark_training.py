@@ -22,7 +22,7 @@ _DEFAULT = mixer_benchmark.Sizes()
 def define_flags() -> None:
   """Defines the flags of this program."""
   flags.DEFINE_enum('suite', 'mixers', ('mixers',), 'What is timed.')
-  flags.DEFINE_list('mixers', mixer_benchmark.MIXERS, 'Names of mixers.')
+  flags.DEFINE_list('mixers', list(mixer_benchmark.MIXERS), 'Their names.')
   flags.DEFINE_string('output', None, 'JSONL; replaced after every row.')
   for name in ('model_width', 'num_layers', 'num_heads', 'batch', 'length'):
     flags.DEFINE_integer(name, getattr(_DEFAULT, name), f'The {name}.', 1)

@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 import types
 
 from absl import app
@@ -55,3 +57,12 @@ def test_unknown_mixers_are_refused(given):
 def test_arguments_are_refused():
   with pytest.raises(app.UsageError, match='no arguments are taken'):
     benchmark_training.main(['benchmark_training', 'extra'])
+
+
+def test_the_program_starts_and_knows_its_mixers():
+  command = [sys.executable, '-m', 'experiments.benchmark_training']
+  found = subprocess.run(
+    [*command, '--mixers=mambo'], capture_output=True, text=True
+  )
+  assert found.returncode == 1
+  assert "got ['mambo']" in found.stdout + found.stderr
