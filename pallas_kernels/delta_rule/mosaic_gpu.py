@@ -27,13 +27,14 @@ memory and in products of two 64 x 64 matrices per chunk, each of which is
 
 so 1,792 bytes and 0.52 million operations forward, 7,168 bytes and 0.85 million
 backward with T kept; beside it beta, 4 bytes for each kernel but the last, and
-8 for what chunk_bwd finds of its gradient. Decays add 16 to 24 bytes to what
-each kernel reads and 32 to what chunk_bwd writes. X, dV, T and the matrices
-within a chunk are pairs of bfloat16 (`mosaic_gpu_utils`), which is a third to a
-half of the products: for nearly parallel keys single ones leave errors of some
-per cent. To store X and dV costs 1,280 bytes more than to solve for them again
-in chunk_bwd, and saves it half of its products and of its shared memory, so
-that copies of one block of threads hide behind the products of another.
+8 for what chunk_bwd finds of its gradient. Decays add 12 bytes to what each of
+the first four reads and 48 to what chunk_bwd reads and writes. X, dV, T and the
+matrices within a chunk are pairs of bfloat16 (`mosaic_gpu_utils`), which is a
+third to a half of the products: for nearly parallel keys single ones leave
+errors of some per cent. To store X and dV costs 1,280 bytes more than to solve
+for them again in chunk_bwd, and saves it two fifths of its products and two
+thirds of its shared memory, so that copies of one block of threads hide behind
+the products of another.
 
 Tokens behind the end are masked in the kernels; only where T is no multiple of
 8 are the arrays copied, padded to the next one. The decays' sums, a few numbers
