@@ -18,14 +18,19 @@ import jax.numpy as jnp
 
 TILE = 64  # Rows of a tile, and columns of a swizzled row of shared memory.
 LAYOUT = plgpu.Layout.WGMMA
-_SWIZZLE = 128  # bytes
 
 
-def shared(*shape: int) -> plgpu.SMEM:
-  """Returns scratch for bfloat16 operands, rows a multiple of 64 long."""
+def shared(*shape: int, tile: int = TILE) -> plgpu.SMEM:
+  """Returns scratch for bfloat16 operands.
+
+  Args:
+    *shape: rows are a multiple of `tile` long.
+    tile: columns that are swizzled together, 16, 32 or 64: what is sliced must
+      be a multiple of it.
+  """
   transforms = (
-    plgpu.TilingTransform((8, _SWIZZLE // 2)),
-    plgpu.SwizzleTransform(_SWIZZLE),
+    plgpu.TilingTransform((8, tile)),
+    plgpu.SwizzleTransform(2 * tile),
   )
   return plgpu.SMEM(shape, jnp.bfloat16, transforms=transforms)
 

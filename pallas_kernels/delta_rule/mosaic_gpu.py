@@ -56,6 +56,7 @@ from pallas_kernels.delta_rule import mosaic_gpu_inverse as inverse_kernel
 from pallas_kernels.delta_rule import mosaic_gpu_layout as layout
 from pallas_kernels.delta_rule import mosaic_gpu_recurrence as recurrence
 from pallas_kernels.delta_rule import mosaic_gpu_recurrence_bwd as backward
+from pallas_kernels.delta_rule import mosaic_gpu_states as entering
 
 _C = layout.CHUNK
 _ROWS = 8  # Copies to tiles want T to be a multiple of it.
@@ -234,9 +235,7 @@ def _run_backward(static: _Static, residuals: _Residuals, do, dlast):
     inverse = _invert(static, inputs, rows)
   q, k, v, do = (_flat(x) for x in (inputs.q, inputs.k, inputs.v, do))
   first = _states(inputs.initial_state, sizes)
-  states, *x = recurrence.states(
-    k, v, inverse, rows, first, sizes, config=config
-  )
+  states, *x = entering.states(k, v, inverse, rows, first, sizes, config=config)
   minus, *dv, minus_first = backward.state_gradients(
     q, k, do, inverse, rows, -_states(dlast, sizes), sizes, config=config
   )

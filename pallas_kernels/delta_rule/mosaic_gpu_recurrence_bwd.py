@@ -4,7 +4,7 @@ With dS the gradient of the state that leaves a chunk and dO that of the
 outputs,
 
     dX = exit (K dS) + scale tril((Q K^T) . D)^T dO
-    dV = beta T^T dX
+    dV = T^T dX
     dS <- keep dS + Q^T (scale entry dO) - K^T (entry dV),
 
 symbols as in `mosaic_gpu_recurrence`. What it keeps and stores is M = -dS: the
@@ -39,12 +39,12 @@ def _scores(scores, use, work, sizes):
 
 def _value_gradient(minus_s, use, do, pair, work, sizes):
   """Returns dV [C, 64] of a block of columns; `pair` is scratch."""
-  k, rows = use['k'], use['rows']
+  k = use['k']
   scores = utils.matmul([(k, utils.transposed(use['q']))])
   scores = _scores(scores, use, work, sizes)
   within = utils.half_products(scores, do)
   if sizes.gated:
-    exit_ = utils.load_rows(rows.at[layout.EXIT])
+    exit_ = utils.load_rows(use['rows'].at[layout.EXIT])
     read = utils.matmul([(k, minus_s)]) * utils.over_rows(exit_, _W)
     (dx,) = utils.accumulate((-read, within))
   else:
@@ -52,8 +52,7 @@ def _value_gradient(minus_s, use, do, pair, work, sizes):
     dx = dx - read
   utils.store_split(dx, pair)
   inverse = utils.transposed_pair(layout.pair(use['inverse']))
-  dr = utils.matmul(utils.split_products(inverse, pair))
-  return dr * utils.over_rows(utils.load_rows(rows.at[layout.BETA]), _W)
+  return utils.matmul(utils.split_products(inverse, pair))
 
 
 def _store(dv, pair, refs, here):
@@ -111,7 +110,8 @@ def state_gradients(
     initial state, float32 [R, K, V]).
   """
   groups = scan.groups(sizes, config.processors)
-  inputs = {'q': q, 'k': k, 'do': do, 'inverse': inverse, 'rows': rows}
+  inputs = {'q': q, 'k': k, 'do': do, 'inverse': inverse}
+  inputs |= {'rows': rows} if sizes.gated else {}
   leaving = (sizes.rows * sizes.chunks, sizes.K, sizes.V)
   dv = jax.ShapeDtypeStruct(do.shape, jnp.bfloat16)
   found = scan.run(
