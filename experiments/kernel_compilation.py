@@ -123,9 +123,9 @@ def _blocks_per_chunk(kernel: str, head_dim: int, heads: int) -> float:
   columns = head_dim // 64
   if kernel == 'delta_rule_inverse':
     return 1 / config.inverse_groups
-  if kernel == 'delta_rule_chunk_bwd':
-    return columns
-  return columns if 2 * _B * heads <= config.processors else 1
+  if kernel == 'delta_rule_recurrence_bwd':
+    return columns if 2 * _B * heads <= config.processors else 1
+  return columns
 
 
 def _compile_case(

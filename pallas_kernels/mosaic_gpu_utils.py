@@ -10,6 +10,8 @@ float32 matrix X is taken as a pair X_hi + X_lo of bfloat16 matrices, and
 which is off by about 2^-16.
 """
 
+from collections.abc import Callable
+
 import jax
 from jax import lax
 from jax.experimental import pallas as pl
@@ -45,9 +47,10 @@ def transposed(ref):
   return ref.transpose((1, 0))
 
 
-def _issue(accumulator, pairs) -> None:
-  for a, b in pairs:
-    plgpu.wgmma(accumulator, a, b)
+def _issue(accumulators, products) -> None:
+  for accumulator, pairs in zip(accumulators, products, strict=True):
+    for a, b in pairs:
+      plgpu.wgmma(accumulator, a, b)
 
 
 def matmuls(*products) -> tuple[jax.Array, ...]:
@@ -59,8 +62,7 @@ def matmuls(*products) -> tuple[jax.Array, ...]:
   """
 
   def run(*accumulators):
-    for accumulator, pairs in zip(accumulators, products, strict=True):
-      _issue(accumulator, pairs)
+    _issue(accumulators, products)
     return tuple(cast(accumulator[...]) for accumulator in accumulators)
 
   first = [pairs[0] for pairs in products]
@@ -74,7 +76,9 @@ def matmul(pairs) -> jax.Array:
   return result
 
 
-def accumulate(*sums) -> tuple[jax.Array, ...]:
+def accumulate(
+  *sums, meanwhile: Callable[[], None] | None = None
+) -> tuple[jax.Array, ...]:
   """Returns each `start` plus products, in the same registers.
 
   No operand may be a part of shared memory at a constant index: jax does not
@@ -82,11 +86,13 @@ def accumulate(*sums) -> tuple[jax.Array, ...]:
 
   Args:
     *sums: pairs (start, list of products as in `matmuls`).
+    meanwhile: what to do while the products are computed.
   """
 
   def run(accumulators):
-    for accumulator, (_, pairs) in zip(accumulators, sums, strict=True):
-      _issue(accumulator, pairs)
+    _issue(accumulators, [pairs for _, pairs in sums])
+    if meanwhile:
+      meanwhile()
 
   starts = tuple(plgpu.ACC.init(start) for start, _ in sums)
   return pl.run_state(run)(starts)

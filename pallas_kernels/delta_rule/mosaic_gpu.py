@@ -17,24 +17,26 @@ memory and in products of two 64 x 64 matrices per chunk, each of which is
 2 * 64^2 = 8192 operations a token:
 
     kernel            reads                writes             bytes    products
-    inverse           k 256                T 256                512          32
-    recurrence        q k v 768, T 256     o 256               1280          32
-    states            k v 512, T 256       S 512, X 512        1792          18
+    inverse           k 256                T 256                512        15.5
+    recurrence        q k v 768, T 256     o 256               1280          34
+    states            k v 512, T 256       S 512, X 512        1792          28
     recurrence_bwd    q k do 768, T 256    dS 512, dV 512      2048          30
     chunk_bwd         q k do 768,          dq dk 512           3328          56
                       S dS 1024,
                       X dV 1024
 
-so 1,792 bytes and 0.52 million operations forward, 7,168 bytes and 0.85 million
-backward with T kept; beside it beta, 4 bytes for each kernel but the last, and
-8 for what chunk_bwd finds of its gradient. Decays add 12 bytes to what each of
-the first four reads and 48 to what chunk_bwd reads and writes. X, dV, T and the
-matrices within a chunk are pairs of bfloat16 (`mosaic_gpu_utils`), which is a
-third to a half of the products: for nearly parallel keys single ones leave
-errors of some per cent. To store X and dV costs 1,280 bytes more than to solve
-for them again in chunk_bwd, and saves it two fifths of its products and two
-thirds of its shared memory, so that copies of one block of threads hide behind
-the products of another.
+so 1,792 bytes and 0.41 million operations forward, 7,168 bytes and 0.93 million
+backward with T kept; beside it beta, 4 bytes for the first and 8 for what the
+last finds of its gradient. Decays add 12 bytes to what each of the first reads,
+16 to the next three and 48 to what chunk_bwd reads and writes. The two blocks
+of threads that share a row in recurrence and states read q, k and T twice, the
+second time from the cache. X, dV, T and the matrices within a chunk are pairs
+of bfloat16 (`mosaic_gpu_utils`), which is a third to a half of the products:
+for nearly parallel keys single ones leave errors of some per cent. To store X
+and dV costs 1,280 bytes more than to solve for them again in chunk_bwd, and
+saves it two fifths of its products and two thirds of its shared memory, so that
+copies of one block of threads hide behind the products of another. `states`
+spends 4 products per 64 columns on turning S and X back.
 
 Tokens behind the end are masked in the kernels; only where T is no multiple of
 8 are the arrays copied, padded to the next one. The decays' sums, a few numbers
@@ -56,7 +58,6 @@ from pallas_kernels.delta_rule import mosaic_gpu_inverse as inverse_kernel
 from pallas_kernels.delta_rule import mosaic_gpu_layout as layout
 from pallas_kernels.delta_rule import mosaic_gpu_recurrence as recurrence
 from pallas_kernels.delta_rule import mosaic_gpu_recurrence_bwd as backward
-from pallas_kernels.delta_rule import mosaic_gpu_states as entering
 
 _C = layout.CHUNK
 _ROWS = 8  # Copies to tiles want T to be a multiple of it.
@@ -235,7 +236,9 @@ def _run_backward(static: _Static, residuals: _Residuals, do, dlast):
     inverse = _invert(static, inputs, rows)
   q, k, v, do = (_flat(x) for x in (inputs.q, inputs.k, inputs.v, do))
   first = _states(inputs.initial_state, sizes)
-  states, *x = entering.states(k, v, inverse, rows, first, sizes, config=config)
+  states, *x = recurrence.states(
+    k, v, inverse, rows, first, sizes, config=config
+  )
   minus, *dv, minus_first = backward.state_gradients(
     q, k, do, inverse, rows, -_states(dlast, sizes), sizes, config=config
   )

@@ -1,4 +1,4 @@
-"""Kernel: the outputs, chunk after chunk.
+"""Kernels: the recurrence over chunks, for its outputs or for the gradients.
 
 With the state S that enters a chunk and the pair T of `mosaic_gpu_inverse`,
 
@@ -10,17 +10,15 @@ entry, exit, keep, D as in `pallas_kernels.decay`, 1 without decay. X, T and the
 scores are taken as pairs of bfloat16: for nearly parallel keys the sums over X
 cancel.
 
-A block of threads has 64 columns of a row's state. Its warpgroups compute
-
-    states    X and S, transposed, so that what is found is the left operand of
-              the next product without leaving registers
-    outputs   the scores, and O from the S and X that the first leaves in shared
-              memory
-
-and copy the chunks to shared memory, so that only what the next chunk needs is
-computed one after the other.
+A block of threads has 64 columns of a row's state. One of its warpgroups finds
+X and S, transposed, so that what is found is the left operand of the next
+product without leaving registers. It leaves both in shared memory for another,
+which makes the outputs, or stores S and X as the gradients' kernels read them.
+So only what the next chunk needs is computed one after the other. The last
+warpgroup copies the chunks to shared memory.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -34,8 +32,10 @@ from pallas_kernels.delta_rule import mosaic_gpu_layout as layout
 
 _C = layout.CHUNK
 _W = utils.TILE
-# Registers of a thread for states, for outputs, for copies.
+# Registers of a thread for states, for results, for copies.
 _REGISTERS = (240, 216, 24)
+# What the first leaves in shared memory, S and X. It is `ready`, then `free`.
+_LEFT = ('state', 'x')
 
 
 class _Block(NamedTuple):
@@ -45,8 +45,7 @@ class _Block(NamedTuple):
     refs: arrays in device memory by name.
     chunks: buffers of the copied chunks by name, `stages` of each.
     work: other scratch by name.
-    barriers: by name; `full` and `free` are one for each stage, the others
-      pass S and X from the states to the outputs and back.
+    barriers: by name; `full` and `free` are one for each stage.
     at: the row.
     columns: slice of V, its columns of the state.
     values: slice of HV V, its columns of v and o.
@@ -66,42 +65,87 @@ class _Block(NamedTuple):
     """Returns the stage of a chunk."""
     return lax.rem(number, jnp.int32(self.chunks['k'].shape[0]))
 
+  def wait_slot(self, name, slot):
+    """Waits at the barrier of a stage."""
+    plgpu.barrier_wait(self.barriers[name].at[slot])
 
-def _state_step(block, number, state):
-  """Returns the transposed state, float32 [64, K], after a chunk."""
-  slot, barriers, gated = block.slot(number), block.barriers, block.sizes.gated
-  state_s, x_s = block.work['state'], block.work['x']
-  part = state.astype(jnp.bfloat16)
-  plgpu.barrier_wait(barriers['state_free'])
-  state_s[...] = part
+  def arrive_slot(self, name, slot):
+    """Arrives at the barrier of a stage."""
+    plgpu.barrier_arrive(self.barriers[name].at[slot])
+
+  def wait(self, name):
+    """Waits at a barrier."""
+    plgpu.barrier_wait(self.barriers[name])
+
+  def arrive(self, name):
+    """Arrives at a barrier."""
+    plgpu.barrier_arrive(self.barriers[name])
+
+
+class _Kernel(NamedTuple):
+  """What distinguishes the two kernels.
+
+  Attributes:
+    name: of the kernel.
+    inputs: what is copied by chunks, by name.
+    results: shapes and dtypes by name.
+    step: (block, slot, number) -> None, what the warpgroup for results does
+      with a chunk.
+    work: its scratch, by name.
+  """
+
+  name: str
+  inputs: dict[str, jax.Array]
+  results: dict[str, jax.ShapeDtypeStruct]
+  step: Callable[..., None]
+  work: dict[str, Any]
+
+
+def _leave(block, name, value):
+  """Stores what the warpgroup for results waits for."""
+  block.wait(f'{name}_free')
+  block.work[name][...] = value
   plgpu.commit_smem()
-  plgpu.barrier_arrive(barriers['state_ready'])
-  plgpu.barrier_wait(barriers['full'].at[slot])
+  block.arrive(f'{name}_ready')
+
+
+def _errors(block, slot, state):
+  """Returns (V - entry (K S))^T, float32 [64, C]; leaves S."""
+  part = state.astype(jnp.bfloat16)
+  _leave(block, 'state', part)
+  block.wait_slot('full', slot)
   k, v = block.chunks['k'].at[slot], block.chunks['v'].at[slot]
   values, read = utils.matmuls(
     [(utils.transposed(v), block.work['identity'])],
     [(part, utils.transposed(k))],
   )
-  if gated:
-    rows = block.chunks['rows'].at[slot]
-    entry = utils.load_columns(rows.at[layout.ENTRY])
+  if block.sizes.gated:
+    entry = utils.load_columns(block.chunks['rows'].at[slot, layout.ENTRY])
     read = read * utils.over_columns(entry, _W)
-  errors = utils.split(values - read)
+  return values - read
+
+
+def _state_step(block, number, state):
+  """Returns the transposed state, float32 [64, K], after a chunk."""
+  slot = block.slot(number)
+  errors = utils.split(_errors(block, slot, state))
   inverse = layout.pair(block.chunks['inverse'].at[slot])
   inverse = utils.transposed_pair(inverse)
   x = utils.matmul(utils.split_products(errors, inverse))
-  parts = utils.split(x)
-  if gated:  # Loads are behind the next copy only if a commit is between.
+  parts = written = utils.split(x)
+  if block.sizes.gated:
+    rows = block.chunks['rows'].at[slot]
     exit_ = utils.load_columns(rows.at[layout.EXIT])
+    written = utils.split(x * utils.over_columns(exit_, _W))
     state = state * rows[layout.ENTRY, _C - 1]
-  plgpu.barrier_wait(barriers['x_free'])
-  x_s[...] = jnp.concatenate(parts, axis=0)
-  plgpu.commit_smem()
-  plgpu.barrier_arrive(barriers['x_ready'])
-  if gated:
-    parts = utils.split(x * utils.over_columns(exit_, _W))
-  (state,) = utils.accumulate((state, [(parts[1], k), (parts[0], k)]))
-  plgpu.barrier_arrive(barriers['free'].at[slot])
+
+  def leave():  # Commits, too, what orders the loads before the next copy.
+    _leave(block, 'x', jnp.concatenate(parts, axis=0))
+
+  k = block.chunks['k'].at[slot]
+  products = [(written[1], k), (written[0], k)]
+  (state,) = utils.accumulate((state, products), meanwhile=leave)
+  block.arrive_slot('free', slot)
   return state
 
 
@@ -111,15 +155,16 @@ def _states(block):
   first = plgpu.load(
     block.refs['first'].at[at], layout=utils.LAYOUT, optimized=False
   )
-  plgpu.barrier_wait(block.barriers['constants'])
+  block.wait('loaded')
 
   def take(number, state):
     return _state_step(block, number, state)
 
   last = lax.fori_loop(0, block.sizes.chunks, take, utils.cast(first))
-  block.refs['last'][at] = last
-  for name in ('state_free', 'x_free'):
-    plgpu.barrier_wait(block.barriers[name])
+  if 'last' in block.refs:
+    block.refs['last'][at] = last
+  for name in _LEFT:
+    block.wait(f'{name}_free')
 
 
 def _scores(block, slot):
@@ -135,38 +180,70 @@ def _scores(block, slot):
   return utils.split(scores * layout.decays(by_row, by_column, is_past))
 
 
-def _output_step(block, number):
+def _store_outputs(block, slot, number):
   """Stores the outputs of a chunk."""
-  slot, barriers, work = block.slot(number), block.barriers, block.work
-  plgpu.barrier_wait(barriers['full'].at[slot])
+  work, q = block.work, block.chunks['q'].at[slot]
   scores = _scores(block, slot)
-  plgpu.barrier_wait(barriers['state_ready'])
-  q = block.chunks['q'].at[slot]
+  block.wait('state_ready')
   o = utils.matmul([(q, utils.transposed(work['state']))])
-  plgpu.barrier_arrive(barriers['state_free'])
+  block.arrive('state_free')
   if block.sizes.gated:
     entry = utils.load_rows(block.chunks['rows'].at[slot, layout.ENTRY])
     o = o * utils.over_rows(entry, _W)
-  plgpu.barrier_wait(barriers['x_ready'])
+  block.wait('x_ready')
   x = utils.transposed_pair(layout.pair(work['x']))
   (o,) = utils.accumulate((o, utils.split_products(scores, x)))
-  plgpu.barrier_arrive(barriers['x_free'])
+  block.arrive('x_free')
   plgpu.wait_smem_to_gmem(0, wait_read_only=True)
   work['o'][...] = (o * block.sizes.scale).astype(jnp.bfloat16)
   plgpu.commit_smem()
-  plgpu.barrier_arrive(barriers['free'].at[slot])
+  block.arrive_slot('free', slot)
   tokens = layout.block(number, _C)
   target = block.refs['o'].at[block.at.batch, tokens, block.values]
   plgpu.copy_smem_to_gmem(work['o'], target)
 
 
-def _outputs(block):
-  """What the warpgroup for outputs does."""
-  for name in ('state_free', 'x_free'):
-    plgpu.barrier_arrive(block.barriers[name])
+def _store_states(block, slot, number):
+  """Stores the state that enters a chunk, and X."""
+  work, identity = block.work, block.work['identity']
+  index = block.at.row * block.sizes.chunks + number
+  block.arrive_slot('free', slot)
+  block.wait('state_ready')
+  for part in range(block.sizes.key_blocks):
+    keys = layout.block(part)
+    state = utils.transposed(work['state'].at[:, keys])
+    state = utils.matmul([(state, identity)])
+    work['entering'].at[keys][...] = state.astype(jnp.bfloat16)
+  plgpu.commit_smem()
+  block.arrive('state_free')
+  plgpu.copy_smem_to_gmem(
+    work['entering'], block.refs['states'].at[index, :, block.columns]
+  )
+  block.wait('x_ready')
+  parts = utils.matmuls(
+    *([(utils.transposed(x), identity)] for x in layout.pair(work['x']))
+  )
+  work['x'][...] = jnp.concatenate(parts, axis=0).astype(jnp.bfloat16)
+  plgpu.commit_smem()
+  tokens = layout.block(number, _C)
+  parts = layout.pair(work['x'])
+  for name, part in zip(('x_high', 'x_low'), parts, strict=True):
+    target = block.refs[name].at[block.at.batch, tokens, block.values]
+    plgpu.copy_smem_to_gmem(part, target)
+  plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+  block.arrive('x_free')
+
+
+def _results(block, step):
+  """What the warpgroup for results does."""
+  for name in _LEFT:
+    block.arrive(f'{name}_free')
+  block.wait('loaded')
 
   def take(number, carry):
-    _output_step(block, number)
+    slot = block.slot(number)
+    block.wait_slot('full', slot)
+    step(block, slot, number)
     return carry
 
   lax.fori_loop(0, block.sizes.chunks, take, None)
@@ -188,11 +265,9 @@ def _source(block, name, number):
 
 def _copies(block, stages):
   """What the warpgroup for copies does."""
-  full, free = block.barriers['full'], block.barriers['free']
+  full, count = block.barriers['full'], block.sizes.chunks
   plgpu.copy_gmem_to_smem(
-    block.refs['identity'],
-    block.work['identity'],
-    block.barriers['constants'],
+    block.refs['identity'], block.work['identity'], block.barriers['loaded']
   )
 
   def copy(number, carry):
@@ -200,7 +275,7 @@ def _copies(block, stages):
 
     @pl.when(number >= stages)
     def _():
-      plgpu.barrier_wait(free.at[slot])
+      block.wait_slot('free', slot)
 
     for name, buffer in block.chunks.items():
       source = _source(block, name, number)
@@ -208,58 +283,56 @@ def _copies(block, stages):
     return carry
 
   def drain(number, carry):
-    plgpu.barrier_wait(free.at[block.slot(number)])
+    block.wait_slot('free', block.slot(number))
     return carry
 
-  count = block.sizes.chunks
   lax.fori_loop(0, count, copy, None)
   lax.fori_loop(max(0, count - stages), count, drain, None)
 
 
-def _scratch(sizes, stages):
+def _scratch(copied, work, sizes, stages):
   """Returns buffers of chunks, other scratch and barriers, by name each."""
   chunks = {
     'q': utils.shared(stages, _C, sizes.K),
     'k': utils.shared(stages, _C, sizes.K),
     'v': utils.shared(stages, _C, _W),
     'inverse': utils.shared(stages, 2 * _C, _C),
+    'rows': plgpu.SMEM((stages, sizes.lines, _C), jnp.float32),
+    'sums': plgpu.SMEM((stages, _C), jnp.float32),
   }
-  if sizes.gated:
-    chunks['rows'] = plgpu.SMEM((stages, sizes.lines, _C), jnp.float32)
-    chunks['sums'] = plgpu.SMEM((stages, _C), jnp.float32)
-  work = {
-    'identity': utils.shared(_C, _C),
-    'state': utils.shared(_W, sizes.K),
-    'x': utils.shared(2 * _W, _C),
-    'o': utils.shared(_C, _W),
-  }
-  names = 'state_ready', 'state_free', 'x_ready', 'x_free', 'constants'
-  barriers = {name: plgpu.Barrier() for name in names}
+  work = {'state': (_W, sizes.K), 'x': (2 * _W, _C), **work}
+  work['identity'] = (_C, _C)
+  barriers = {'loaded': plgpu.Barrier()}
+  for name in _LEFT:
+    barriers |= {
+      f'{name}_ready': plgpu.Barrier(),
+      f'{name}_free': plgpu.Barrier(),
+    }
   barriers |= {
-    'full': plgpu.Barrier(num_arrivals=len(chunks), num_barriers=stages),
+    'full': plgpu.Barrier(num_arrivals=len(copied), num_barriers=stages),
     'free': plgpu.Barrier(num_arrivals=2, num_barriers=stages),
   }
-  return chunks, work, barriers
+  chunks = {name: chunks[name] for name in copied}
+  return chunks, {n: utils.shared(*s) for n, s in work.items()}, barriers
 
 
-def _kernel(names, sizes, stages):
+def _body(kernel, names, sizes, stages):
   """Returns the kernel's function; `names` are those of its arrays."""
-  of_states, of_outputs, of_copies = _REGISTERS
+  of_states, of_results, of_copies = _REGISTERS
 
-  def kernel(*refs):
+  def body(*refs):
     *refs, chunks, work, barriers = refs
-    number = lax.axis_index('block')
-    splits = jnp.int32(sizes.value_blocks)
+    number, splits = lax.axis_index('block'), jnp.int32(sizes.value_blocks)
     at = layout.place(lax.div(number, splits), sizes)
-    first = lax.rem(number, splits) * _W
+    start = lax.rem(number, splits) * _W
     block = _Block(
       refs=dict(zip(names, refs, strict=True)),
       chunks=chunks,
       work=work,
       barriers=barriers,
       at=at,
-      columns=pl.ds(first, _W),
-      values=pl.ds(at.value * sizes.V + first, _W),
+      columns=pl.ds(start, _W),
+      values=pl.ds(at.value * sizes.V + start, _W),
       sizes=sizes,
     )
     group = lax.axis_index('warpgroup')
@@ -271,15 +344,39 @@ def _kernel(names, sizes, stages):
 
     @pl.when(group == 1)
     def _():
-      plgpu.set_max_registers(of_outputs, action='increase')
-      _outputs(block)
+      plgpu.set_max_registers(of_results, action='increase')
+      _results(block, kernel.step)
 
     @pl.when(group == 2)
     def _():
       plgpu.set_max_registers(of_copies, action='decrease')
       _copies(block, stages)
 
-  return kernel
+  return body
+
+
+def _run(kernel, first, rows, sizes, config) -> list[jax.Array]:
+  """Returns the results of a kernel."""
+  stages = min(config.stages, sizes.chunks)
+  inputs, copied = dict(kernel.inputs), list(kernel.inputs)
+  if sizes.gated:
+    inputs['rows'] = rows
+    copied += ['rows', *(['sums'] if 'q' in copied else [])]
+  inputs['first'] = jnp.swapaxes(first, 1, 2)
+  inputs['identity'] = jnp.eye(_C, dtype=jnp.bfloat16)
+  names = [*inputs, *kernel.results]
+  return plgpu.kernel(
+    _body(kernel, names, sizes, stages),
+    out_type=list(kernel.results.values()),
+    scratch_types=list(_scratch(copied, kernel.work, sizes, stages)),
+    grid=(sizes.rows * sizes.value_blocks,),
+    grid_names=('block',),
+    num_threads=3,
+    thread_name='warpgroup',
+    compiler_params=plgpu.CompilerParams(approx_math=True),
+    interpret=config.interpret,
+    kernel_name=kernel.name,
+  )(*inputs.values())
 
 
 def outputs(
@@ -297,26 +394,40 @@ def outputs(
     sizes: of the call.
     config: gives stages and how to interpret the kernel.
   """
-  stages = min(config.stages, sizes.chunks)
-  first = jnp.swapaxes(first, 1, 2)
-  inputs = {'q': q, 'k': k, 'v': v, 'inverse': inverse, 'first': first}
-  inputs['identity'] = jnp.eye(_C, dtype=jnp.bfloat16)
-  if sizes.gated:
-    inputs['rows'] = rows
-  results = {
-    'o': jax.ShapeDtypeStruct(v.shape, jnp.bfloat16),
-    'last': jax.ShapeDtypeStruct(first.shape, jnp.float32),
-  }
-  o, last = plgpu.kernel(
-    _kernel([*inputs, *results], sizes, stages),
-    out_type=list(results.values()),
-    scratch_types=list(_scratch(sizes, stages)),
-    grid=(sizes.rows * sizes.value_blocks,),
-    grid_names=('block',),
-    num_threads=3,
-    thread_name='warpgroup',
-    compiler_params=plgpu.CompilerParams(approx_math=True),
-    interpret=config.interpret,
-    kernel_name='delta_rule_recurrence',
-  )(*inputs.values())
+  last = (sizes.rows, sizes.V, sizes.K)
+  kernel = _Kernel(
+    name='delta_rule_recurrence',
+    inputs={'q': q, 'k': k, 'v': v, 'inverse': inverse},
+    results={
+      'o': jax.ShapeDtypeStruct(v.shape, jnp.bfloat16),
+      'last': jax.ShapeDtypeStruct(last, jnp.float32),
+    },
+    step=_store_outputs,
+    work={'o': (_C, _W)},
+  )
+  o, last = _run(kernel, first, rows, sizes, config)
   return o, jnp.swapaxes(last, 1, 2)
+
+
+def states(
+  k, v, inverse, rows, first, sizes, *, config
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Returns (the states that enter each chunk, X_high, X_low).
+
+  The arguments are those of `outputs`. The states are bfloat16 [R N, K, V],
+  the parts of X bfloat16 [B, T, HV V].
+  """
+  entering = (sizes.rows * sizes.chunks, sizes.K, sizes.V)
+  x = jax.ShapeDtypeStruct(v.shape, jnp.bfloat16)
+  kernel = _Kernel(
+    name='delta_rule_states',
+    inputs={'k': k, 'v': v, 'inverse': inverse},
+    results={
+      'states': jax.ShapeDtypeStruct(entering, jnp.bfloat16),
+      'x_high': x,
+      'x_low': x,
+    },
+    step=_store_states,
+    work={'entering': (sizes.K, _W)},
+  )
+  return tuple(_run(kernel, first, rows, sizes, config))
