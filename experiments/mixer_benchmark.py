@@ -133,7 +133,15 @@ def measure(mixer: str, sizes: Sizes) -> Row:
 
 
 def rows(sizes: Sizes, names: Iterable[str] = MIXERS) -> Iterator[Row]:
-  """Yields a row per mixer."""
+  """Yields a row per mixer.
+
+  Raises:
+    ValueError: a name is none of `MIXERS`.
+  """
+  names = list(names)
+  unknown = sorted(set(names) - set(MIXERS))
+  if unknown:
+    raise ValueError(f'mixers must be of {", ".join(MIXERS)}, got {unknown}')
   for name in names:
     yield measure(name, sizes)
 
