@@ -14,17 +14,15 @@ from experiments import benchmarking
 from experiments import mixer_benchmark
 from experiments import training_throughput
 
-SUITES = ('mixers', 'throughput')
-SIZES = ('model_width', 'num_layers', 'num_heads', 'batch', 'length')
-
 
 def define_flags() -> None:
   """Defines the flags of this program."""
-  flags.DEFINE_enum('suite', 'mixers', SUITES, 'What is timed.')
+  suites = ('mixers', 'throughput')
+  flags.DEFINE_enum('suite', 'mixers', suites, 'What is timed.')
   flags.DEFINE_string('output', None, 'JSONL; replaced after every row.')
   flags.DEFINE_list('mixers', list(mixer_benchmark.MIXERS), 'Of mixers.')
   sizes = mixer_benchmark.Sizes()
-  for name in SIZES:
+  for name in mixer_benchmark.SIZE_FLAGS:
     flags.DEFINE_integer(name, getattr(sizes, name), 'Of mixers.', 1)
   for name in ('models', 'lengths'):
     values = getattr(training_throughput, name.upper())
@@ -39,22 +37,22 @@ def main(argv: Sequence[str]) -> None:
     raise app.UsageError(f'no arguments are taken, got {argv[1:]}')
   args = flags.FLAGS
   if args.suite == 'throughput':
-    table, names = training_throughput, args.models
+    table = training_throughput
     what = table.Setting(size=args.size, tokens=args.tokens)
-    found = table.rows(what, names, [int(n) for n in args.lengths])
+    found = table.rows(what, args.models, map(int, args.lengths))
   else:
-    table, names = mixer_benchmark, args.mixers
-    what = table.Sizes(**{name: args[name].value for name in SIZES})
-    found = table.rows(what, names)
+    table = mixer_benchmark
+    names = table.SIZE_FLAGS
+    what = table.Sizes(**{name: args[name].value for name in names})
+    found = table.rows(what, args.mixers)
   print(table.header())
   rows = []
   for row in found:
     print(table.format_row(row), flush=True)
     rows.append(row)
     if args.output:
-      output = pathlib.Path(args.output)
-      output.parent.mkdir(parents=True, exist_ok=True)
-      atomic_file.replace(output, benchmarking.to_lines(rows))
+      pathlib.Path(args.output).parent.mkdir(parents=True, exist_ok=True)
+      atomic_file.replace(args.output, benchmarking.to_lines(rows))
 
 
 if __name__ == '__main__':

@@ -19,6 +19,8 @@ Row = dict[str, Any]
 
 KIND = 'mixer'
 MIXERS = tuple(mixers.MIXERS)
+# Fields of `Sizes` that the program takes as flags.
+SIZE_FLAGS = ('model_width', 'num_layers', 'num_heads', 'batch', 'length')
 # Of decoding, what is read and drawn before time is taken: all is compiled.
 _PROMPT = 8
 _WARM_UP = 4

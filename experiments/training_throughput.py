@@ -177,10 +177,11 @@ def _first_that_fits(name, length, remats, setting) -> Row:
   if limit is None:
     limit = benchmark_programs.memory_limit()
   deadline = time.perf_counter() + setting.row_seconds
-  reasons = {}
+  reasons: dict[str, str] = {}
+  late = []
   for remat in remats:
     if time.perf_counter() > deadline:
-      reasons[remat] = f'{setting.row_seconds:.0f} s had passed'
+      late.append(f'{setting.row_seconds:.0f} s had passed')
       break
     config = _config(name, length, remat, setting)
     try:
@@ -189,8 +190,9 @@ def _first_that_fits(name, length, remats, setting) -> Row:
       reasons[remat] = str(error)
     else:
       return {'remat': remat, 'too_large': reasons, **found}
-  text = '; '.join(f'{remat}: {reason}' for remat, reason in reasons.items())
-  return {'remat': None, 'too_large': reasons, 'reason': text}
+  texts = [f'{remat}: {reason}' for remat, reason in reasons.items()]
+  reason = '; '.join(texts + late)
+  return {'remat': None, 'too_large': reasons, 'reason': reason}
 
 
 def _paper_tokens_per_s(name: str, length: int, setting: Setting):
@@ -249,8 +251,8 @@ def rows(
     remats = REMATS
     for length in lengths:
       row = measure(name, length, setting, remats)
-      if row['remat']:
-        remats = REMATS[REMATS.index(row['remat']) :]
+      fits = [remat for remat in remats if remat not in row['too_large']]
+      remats = fits or remats[-1:]
       yield row
 
 
