@@ -5,6 +5,8 @@ import pytest
 
 from experiments import reproducibility
 
+pytestmark = pytest.mark.usefixtures('standard_promotion')
+
 RUN = reproducibility.Run(
   steps=2, model_width=32, num_layers=1, batch=1, length=64
 )

@@ -7,6 +7,8 @@ import pytest
 import deltanet_jax
 from experiments import training_throughput
 
+pytestmark = pytest.mark.usefixtures('standard_promotion')
+
 TINY = training_throughput.Setting(size='tiny', tokens=32)
 
 
