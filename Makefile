@@ -23,7 +23,7 @@ IS_USABLE := import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 12))
 export GLIBC_TUNABLES := glibc.malloc.hugetlb=1
 
 .PHONY: help setup setup_aot train train_long test drill lint format bench \
-  kernel_report figures doctor clean
+  bench_training reproducibility kernel_report figures doctor clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z_]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -60,6 +60,14 @@ format: setup  ## sort imports and format
 bench: setup  ## time the implementations of every op
 	$(BIN)/python -m experiments.benchmark_kernels --suite=$(SUITE) \
 	  --output=results/kernels_$(SUITE).jsonl $(ARGS)
+
+bench_training: setup  ## time training: the paper's 1.3B models, on a GPU
+	$(BIN)/python -m experiments.benchmark_training --suite=throughput \
+	  --output=results/throughput.jsonl $(ARGS)
+
+reproducibility: setup  ## say whether training repeats itself bit for bit
+	$(BIN)/python -m experiments.check_reproducibility \
+	  --output=results/reproducibility.jsonl $(ARGS)
 
 kernel_report: setup setup_aot  ## what the GPU kernels take of a GPU
 	$(BIN)/python -m experiments.kernel_report --target=h200 $(ARGS)

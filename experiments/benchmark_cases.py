@@ -13,6 +13,7 @@ import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 import pallas_kernels
 from pallas_kernels import dispatch
@@ -39,20 +40,28 @@ PAPER_LENGTHS = (512, 1024, 2048, 4096, 8192, 16384)
 PAPER_HEAD_DIMS = (64, 128, 256)
 PAPER_TOKENS = 16384
 PAPER_WIDTH = 2048
-# B, T, H and K = V.
+# B, T, H, HV and K = V.
 GPU_SIZES = (
-  (4, 2048, 16, 128),
-  (1, 8192, 96, 128),
-  (2, 16384, 16, 128),
-  (4, 4096, 64, 128),
-  (8, 1024, 8, 64),
-  (1, 32768, 32, 128),
+  (4, 2048, 16, 16, 128),
+  (1, 8192, 96, 96, 128),
+  (2, 16384, 16, 16, 128),
+  (8, 1024, 8, 8, 64),
+  (1, 32768, 32, 32, 128),
+  (4, 4096, 64, 64, 128),
 )
+# Of the gated rule: those of `published_times`.
+GPU_GATED_SIZES = (
+  (1, 8192, 32, 32, 128),
+  (1, 8192, 16, 32, 128),
+  (1, 32768, 32, 32, 128),
+)
+# One that the kernels may refuse is last.
+GPU_CHECKED_DIMS = (64, 128, 256)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Case:
-  """One call of an op; axes as in `pallas_kernels`, with HV = H.
+  """One call of an op; axes as in `pallas_kernels`.
 
   Attributes:
     op: public name in `pallas_kernels`.
@@ -62,7 +71,8 @@ class Case:
     name: name of the sizes, in rows of results.
     B: batch; 0 where the setting leaves no whole row, see `problem`.
     T: time.
-    H: heads, of the values too; 0 as for B.
+    H: heads of queries and keys; 0 as for B.
+    HV: heads of values, a multiple of H; 0: as many as H.
     K: key dimension.
     V: value dimension.
     dtype: of all arguments but g, which is float32.
@@ -75,6 +85,7 @@ class Case:
   B: int
   T: int
   H: int
+  HV: int = 0
   K: int
   V: int
   dtype: str = 'float32'
@@ -90,6 +101,16 @@ class Case:
       raise ValueError(
         f'keys_per_token of {self.op} must be 1, got {self.keys_per_token}'
       )
+    if self.HV and (not self.H or self.HV % self.H):
+      raise ValueError(
+        f'HV of {self.name} must be a multiple of H, got HV={self.HV} and '
+        f'H={self.H}'
+      )
+
+  @property
+  def value_heads(self) -> int:
+    """Heads of values, with the default filled in."""
+    return self.HV or self.H
 
   @property
   def variant(self) -> str:
@@ -114,31 +135,49 @@ class Case:
   def shape(self) -> dict[str, str | int]:
     """The sizes as rows of results name them."""
     sizes = {axis: getattr(self, axis) for axis in 'B T H K V'.split()}
-    return {'name': self.name, 'dtype': self.dtype, 'HV': self.H} | sizes
+    return {
+      'name': self.name,
+      'dtype': self.dtype,
+      'HV': self.value_heads,
+    } | sizes
 
   def arguments(self) -> dict[str, jax.Array]:
-    """Returns random arguments, as the op's own specs make them."""
+    """Returns random arguments: keys of norm 1, beta in (0, 1), g < 0."""
     if self.op == 'diagonal_plus_low_rank':
       spec = low_rank_specs.ArgSpec(**self.shape)
       return low_rank_specs.random_arguments(spec)
+    linear = linear_specs.ArgSpec(gate=self.gate, **self.shape).arguments()
     if self.op == 'linear_attention':
-      return self._linear_arguments()
+      return _draw(linear)
     n = self.keys_per_token
     spec = delta_specs.ArgSpec(**self.shape | {'T': n * self.T})
-    arrays = delta_specs.random_arguments(spec)
+    arrays = _draw(spec.arguments() | _gate(linear))
     if self.op == 'delta_product':
       arrays = {
         name: x.reshape(self.B, self.T, n, *x.shape[2:])
         for name, x in arrays.items()
       }
       arrays['q'] = arrays['q'][:, :, 0]
-    if self.gate != 'none':
-      arrays['g'] = self._linear_arguments()['g']
     return arrays
 
-  def _linear_arguments(self):
-    spec = linear_specs.ArgSpec(gate=self.gate, **self.shape)
-    return linear_specs.random_arguments(spec)
+
+def _gate(given: Mapping[str, Any]) -> dict[str, Any]:
+  return {name: x for name, x in given.items() if name == 'g'}
+
+
+def _draw(given: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+  """Returns arrays drawn on the device: a host is slow at billions of them."""
+  arrays = {}
+  for i, (name, x) in enumerate(given.items()):
+    array = jax.random.normal(jax.random.key(i), x.shape, jnp.float32)
+    if name == 'k':
+      array /= jnp.linalg.norm(array, axis=-1, keepdims=True)
+    elif name == 'beta':
+      array = jax.nn.sigmoid(array)
+    elif name == 'g':
+      array = -jnp.exp(array - 2)
+    arrays[name] = array.astype(x.dtype)
+  return arrays
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -148,7 +187,8 @@ class Suite:
   Attributes:
     name: one of `SUITES`.
     cases: what is timed.
-    passes: names in `benchmarking.PASSES`.
+    passes: names in `benchmark_programs.PASSES`; a pass with a published time
+      is timed too.
     implementations: names, or None for all that an op has.
     settings: what the sizes were made from; goes into every row.
     checked: cases on which the first implementation must be right, or nothing
@@ -156,6 +196,8 @@ class Suite:
     queue_seconds: calls are queued for about that long and timed together.
     enough_seconds: once these have passed, only the first implementation is
       timed.
+    row_seconds: turns of a row end once these have passed, five at least.
+    slow_seconds: what takes longer takes three turns at most.
   """
 
   name: str
@@ -166,6 +208,8 @@ class Suite:
   checked: tuple[Case, ...] = ()
   queue_seconds: float = 0.0
   enough_seconds: float = math.inf
+  row_seconds: float = 5.0
+  slow_seconds: float = math.inf
 
 
 _VARIANTS = (
@@ -224,18 +268,26 @@ def _paper(tokens: int, model_width: int) -> Suite:
     for length in PAPER_LENGTHS
   )
   settings = {'tokens': tokens, 'model_width': model_width}
-  return Suite(name='paper', cases=cases, settings=settings)
+  return Suite(
+    name='paper',
+    cases=cases,
+    settings=settings,
+    row_seconds=2.0,
+    slow_seconds=1.0,
+  )
 
 
 def _gpu_case(sizes: tuple[int, ...], gate: str = 'none') -> Case:
-  batch, length, heads, dim = sizes
+  batch, length, heads, value_heads, dim = sizes
+  grouped = f'_hv{value_heads}' if value_heads != heads else ''
   return Case(
     op='delta_rule',
     gate=gate,
-    name=f'b{batch}_t{length}_h{heads}_d{dim}',
+    name=f'b{batch}_t{length}_h{heads}{grouped}_d{dim}',
     B=batch,
     T=length,
     H=heads,
+    HV=value_heads,
     K=dim,
     V=dim,
     dtype='bfloat16',
@@ -243,16 +295,22 @@ def _gpu_case(sizes: tuple[int, ...], gate: str = 'none') -> Case:
 
 
 def _gpu() -> Suite:
-  short = ((2, 200, 4, 64), (2, 200, 4, 128))
-  checked = [_gpu_case(s, g) for s in short for g in ('none', 'head')]
+  checked = [
+    _gpu_case((2, 200, heads, 4, dim), gate)
+    for dim in GPU_CHECKED_DIMS
+    for heads, gate in ((4, 'none'), (2, 'none'), (2, 'head'))
+  ]
+  gated = [_gpu_case(sizes, 'head') for sizes in GPU_GATED_SIZES]
   return Suite(
     name='gpu',
-    cases=tuple(map(_gpu_case, GPU_SIZES)),
+    cases=(*map(_gpu_case, GPU_SIZES), *gated),
     passes=('forward', 'forward_backward'),
     implementations=('mosaic_gpu', 'xla'),
-    checked=(*checked, _gpu_case((1, 2048, 2, 128))),
-    queue_seconds=0.05,
-    enough_seconds=300.0,
+    checked=(*checked, _gpu_case((1, 2048, 2, 2, 128))),
+    queue_seconds=0.03,
+    enough_seconds=380.0,
+    row_seconds=1.5,
+    slow_seconds=0.25,
   )
 
 

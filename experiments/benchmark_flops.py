@@ -4,8 +4,9 @@ With K and V the dimensions of keys and values and C the tokens of a chunk, the
 matrix products of a chunkwise form are of three kinds. Per row and token they
 take 2 K V (between state and rows), 2 C K (scores) or 2 C V (scores times
 values) floating-point operations, and a row of the triangular inverse about
-C^2 / 3. The forms and their gradients are in the docstrings of `chunked_xla*`;
-products per row of them:
+C^2 / 3. Where values are grouped, each of their heads counts in full. The forms
+and their gradients are in the docstrings of `chunked_xla*`; products per row of
+them:
 
     delta rule       per key    forward    K_in S, K_out^T X | G | (I + G b)^-1
                                 backward   K_out dS', dK_in, dK_out, K_in^T dV |
@@ -69,23 +70,27 @@ def _of_products(products: _Products, case) -> int:
   return 2 * (kv * case.K * case.V + CHUNK * (ck * case.K + cv * case.V))
 
 
+def _parts(pass_name: str) -> tuple[str, ...]:
+  both = ('forward', 'backward')
+  return both if pass_name == 'forward_backward' else (pass_name,)
+
+
 def flops(case: benchmark_cases.Case, pass_name: str) -> float:
   """Returns the floating-point operations of a call in chunkwise form.
 
   Args:
     case: the call.
-    pass_name: `forward` or `forward_backward`.
+    pass_name: one of `benchmark_programs.PASSES`.
   """
   n = case.keys_per_token
   per_token = 0.0
-  if case.op != 'linear_attention':
+  if 'forward' in _parts(pass_name) and case.op != 'linear_attention':
     per_token += n * CHUNK**2 / 3
-  passes = ('forward', 'backward')[: 1 + (pass_name == 'forward_backward')]
-  for name in passes:
+  for name in _parts(pass_name):
     per_key, per_query = _PRODUCTS[case.op][name]
     per_token += n * _of_products(per_key, case)
     per_token += _of_products(per_query, case)
-  return case.B * case.T * case.H * per_token
+  return case.B * case.T * case.value_heads * per_token
 
 
 def _bytes(tree: Any) -> int:
@@ -103,8 +108,9 @@ def compulsory_bytes(arguments: Any, results: Any, pass_name: str) -> int:
   Args:
     arguments: a tree of arrays or their shapes.
     results: likewise.
-    pass_name: `forward` or `forward_backward`.
+    pass_name: one of `benchmark_programs.PASSES`.
   """
   forward = _bytes(arguments) + _bytes(results)
   backward = forward + _bytes(arguments)
-  return forward + (backward if pass_name == 'forward_backward' else 0)
+  parts = {'forward': forward, 'backward': backward}
+  return sum(parts[name] for name in _parts(pass_name))

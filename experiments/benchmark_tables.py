@@ -22,6 +22,8 @@ _COLUMNS = (
   ('GB/s', '>8'),
   ('of peak', '>8'),
   ('speed-up', '>9'),
+  ('over fla', '>9'),
+  ('published', '>10'),
 )
 
 
@@ -85,22 +87,25 @@ def format_row(row: Row) -> Iterator[str]:
   start = (row['op'], row['variant'], row['shape']['name'], row['pass'])
   for name, result in row['results'].items():
     if 'reason' in result:
-      yield _line((*start, name, *[''] * 7)).rstrip() + f'  {result["reason"]}'
+      yield _line((*start, name, *[''] * 9)).rstrip() + f'  {result["reason"]}'
       continue
-    compared = benchmarking.HOPPER
-    if compared not in row['results']:
-      compared = benchmarking.CHUNKWISE
-    speed_up = row['speed_up'] if name == compared else None
+    is_compared = name == row['compared'][1]
+    speed_up, fla_ratio, published = (
+      row[field] if is_compared else None
+      for field in ('speed_up', 'fla_ratio', 'published_ms')
+    )
     yield _line(
       (
         *start,
         name,
-        f'{result["median_ms"]:.2f}',
-        f'{result["min_ms"]:.2f}',
+        f'{result["median_ms"]:.3f}',
+        f'{result["min_ms"]:.3f}',
         f'{result["temp_bytes"] / 2**20:.1f}' if 'temp_bytes' in result else '',
         f'{result["flops_per_s"] / 1e9:.1f}',
         f'{result["bytes_per_s"] / 1e9:.1f}',
         f'{result["peak_share"]:.1%}',
         '' if speed_up is None else f'{speed_up:.1f}',
+        '' if fla_ratio is None else f'{fla_ratio:.2f}',
+        '' if published is None else f'{published:.3f}',
       )
     )

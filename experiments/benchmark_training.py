@@ -1,8 +1,6 @@
-"""Times training steps and decoding of every token mixer, and their state.
+"""Times training steps of the mixers, or of the paper's 1.3B models.
 
-Example:
-    python -m experiments.benchmark_training --suite=mixers \
-        --output=results/mixers.jsonl
+python -m experiments.benchmark_training --suite=throughput --models=delta_net
 """
 
 from collections.abc import Sequence
@@ -14,18 +12,23 @@ from absl import flags
 from experiments import atomic_file
 from experiments import benchmarking
 from experiments import mixer_benchmark
-
-SIZES = ('model_width', 'num_layers', 'num_heads', 'batch', 'length')
-_DEFAULT = mixer_benchmark.Sizes()
+from experiments import training_throughput
 
 
 def define_flags() -> None:
   """Defines the flags of this program."""
-  flags.DEFINE_enum('suite', 'mixers', ('mixers',), 'What is timed.')
-  flags.DEFINE_list('mixers', list(mixer_benchmark.MIXERS), 'Their names.')
+  suites = ('mixers', 'throughput')
+  flags.DEFINE_enum('suite', 'mixers', suites, 'What is timed.')
   flags.DEFINE_string('output', None, 'JSONL; replaced after every row.')
-  for name in ('model_width', 'num_layers', 'num_heads', 'batch', 'length'):
-    flags.DEFINE_integer(name, getattr(_DEFAULT, name), f'The {name}.', 1)
+  flags.DEFINE_list('mixers', list(mixer_benchmark.MIXERS), 'Of mixers.')
+  sizes = mixer_benchmark.Sizes()
+  for name in mixer_benchmark.SIZE_FLAGS:
+    flags.DEFINE_integer(name, getattr(sizes, name), 'Of mixers.', 1)
+  for name in ('models', 'lengths'):
+    values = getattr(training_throughput, name.upper())
+    flags.DEFINE_list(name, list(map(str, values)), 'Of throughput.')
+  flags.DEFINE_string('size', '1b', 'Of the presets, of throughput.')
+  flags.DEFINE_integer('tokens', 16384, 'Of a step, of throughput.', 1)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -33,21 +36,23 @@ def main(argv: Sequence[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f'no arguments are taken, got {argv[1:]}')
   args = flags.FLAGS
-  unknown = sorted(set(args.mixers) - set(mixer_benchmark.MIXERS))
-  if unknown:
-    known = ', '.join(mixer_benchmark.MIXERS)
-    raise app.UsageError(f'mixers must be of {known}, got {unknown}')
-  output = pathlib.Path(args.output) if args.output else None
-  if output:
-    output.parent.mkdir(parents=True, exist_ok=True)
-  sizes = mixer_benchmark.Sizes(**{name: args[name].value for name in SIZES})
-  print(mixer_benchmark.header())
+  if args.suite == 'throughput':
+    table = training_throughput
+    what = table.Setting(size=args.size, tokens=args.tokens)
+    found = table.rows(what, args.models, map(int, args.lengths))
+  else:
+    table = mixer_benchmark
+    names = table.SIZE_FLAGS
+    what = table.Sizes(**{name: args[name].value for name in names})
+    found = table.rows(what, args.mixers)
+  print(table.header())
   rows = []
-  for row in mixer_benchmark.rows(sizes, args.mixers):
-    print(mixer_benchmark.format_row(row), flush=True)
+  for row in found:
+    print(table.format_row(row), flush=True)
     rows.append(row)
-    if output:
-      atomic_file.replace(output, benchmarking.to_lines(rows))
+    if args.output:
+      pathlib.Path(args.output).parent.mkdir(parents=True, exist_ok=True)
+      atomic_file.replace(args.output, benchmarking.to_lines(rows))
 
 
 if __name__ == '__main__':

@@ -1,5 +1,6 @@
 """What a run runs on: package versions, source commit, devices."""
 
+import functools
 import importlib.metadata
 import pathlib
 import platform
@@ -48,6 +49,23 @@ def _git(*arguments: str) -> str | None:
   except (OSError, subprocess.SubprocessError):
     return None
   return result.stdout.strip()
+
+
+@functools.cache
+def driver() -> str | None:
+  """Returns the version of NVIDIA's driver; None where there is none."""
+  query = ['--query-gpu=driver_version', '--format=csv,noheader']
+  try:
+    result = subprocess.run(
+      ['nvidia-smi', *query],
+      capture_output=True,
+      text=True,
+      timeout=30,
+      check=True,
+    )
+  except (OSError, subprocess.SubprocessError):
+    return None
+  return result.stdout.partition('\n')[0].strip()
 
 
 def commit() -> str:

@@ -6,6 +6,7 @@ variable XLA_PYTHON_CLIENT_PREALLOCATE=false leaves the rest to PyTorch.
 """
 
 from collections.abc import Callable, Mapping
+import functools
 import importlib
 from typing import Any
 
@@ -14,6 +15,9 @@ import numpy as np
 from experiments import benchmark_cases
 
 NAME = 'fla'
+# What its ops raise for a call that they do not take, such as the gated
+# backward pass on Hopper with some versions of Triton.
+_REFUSALS = (RuntimeError, ValueError, NotImplementedError, AssertionError)
 # A gate's module below fla.ops, and its function.
 _FUNCTIONS = {
   'none': ('delta_rule', 'chunk_delta_rule'),
@@ -43,24 +47,16 @@ def prepare(
     torch, op = _load(case.gate)
   except ImportError as error:
     return None, f'{error}; pip install torch flash-linear-attention'
-  backward = pass_name == 'forward_backward'
   tensors = {
     name: torch.tensor(
-      np.asarray(x, np.float32),
+      np.asarray(x.astype(np.float32)),
       dtype=torch.float32 if name == 'g' else getattr(torch, case.dtype),
       device='cuda',
-      requires_grad=backward,
+      requires_grad=pass_name != 'forward',
     )
     for name, x in arguments.items()
   }
-  cotangents = None
-
-  def once():
-    nonlocal cotangents
-    values = op(**tensors, output_final_state=True)
-    if backward:
-      cotangents = cotangents or [torch.ones_like(x) for x in values]
-      torch.autograd.grad(values, list(tensors.values()), cotangents)
+  once = _pass_function(torch, op, tensors, pass_name)
 
   def run(calls: int) -> None:
     for _ in range(calls):
@@ -69,6 +65,29 @@ def prepare(
 
   try:
     run(1)
-  except torch.OutOfMemoryError as error:
-    return None, str(error).splitlines()[0]
+  except (torch.OutOfMemoryError, *_REFUSALS) as error:
+    message = (str(error).strip() or repr(error)).splitlines()[0]
+    return None, f'{type(error).__name__}: {message}'
   return run, None
+
+
+def _pass_function(torch, op, tensors, pass_name: str) -> Callable[[], None]:
+  """Returns the call that is timed; cotangents are ones."""
+  forward = functools.partial(op, **tensors, output_final_state=True)
+  values, cotangents = (), []
+
+  def once():
+    nonlocal values, cotangents
+    if pass_name != 'backward' or not values:
+      values = forward()
+    if pass_name == 'forward':
+      return
+    cotangents = cotangents or [torch.ones_like(x) for x in values]
+    torch.autograd.grad(
+      values,
+      list(tensors.values()),
+      cotangents,
+      retain_graph=pass_name == 'backward',
+    )
+
+  return once

@@ -49,12 +49,14 @@ class Check:
     implementation: the one that is held to the recurrence.
     cosine: of any two keys of a head, about; 0 for random ones.
     with_segments: two documents and padding in every row.
+    may_refuse: NotImplementedError is an answer too.
   """
 
   case: benchmark_cases.Case
   implementation: str
   cosine: float = 0.0
   with_segments: bool = False
+  may_refuse: bool = False
 
 
 def _inputs(check: Check) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
@@ -69,7 +71,7 @@ def _inputs(check: Check) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
   k = np.sqrt(check.cosine) * common
   k = k + np.sqrt(1 - check.cosine) * arguments['k']
   arguments['k'] = k / np.linalg.norm(k, axis=-1, keepdims=True)
-  state = (case.B, case.H, case.K, case.V)
+  state = (case.B, case.value_heads, case.K, case.V)
   arguments['initial_state'] = rng.standard_normal(state)
   segments = None
   if check.with_segments:
@@ -134,15 +136,32 @@ def _is_identical(first, second) -> bool:
 
 
 def row(check: Check) -> Row:
-  """Returns errors, their limits and `broken`, what is wrong in words."""
+  """Returns errors, their limits and `broken`, what is wrong in words.
+
+  `refused` is why the implementation does not cover the call, or None.
+  """
   arguments, segments = _inputs(check)
   dtype = check.case.dtype
+  described = {
+    'kind': 'kernel_check',
+    'op': check.case.op,
+    'variant': check.case.variant,
+    'shape': check.case.shape,
+    'implementation': check.implementation,
+    'cosine': check.cosine,
+    'with_segments': check.with_segments,
+  }
+  try:
+    first, second = (
+      _results(arguments, segments, dtype, check.implementation)
+      for _ in range(2)
+    )
+  except NotImplementedError as error:
+    broken = [] if check.may_refuse else [f'it must cover this: {error}']
+    return described | {'refused': str(error), 'errors': {}, 'broken': broken}
   with jax.enable_x64(True):
     expected = _results(arguments, segments, 'float64', 'recurrent')
   scan = _errors(_results(arguments, segments, dtype, 'recurrent'), expected)
-  first, second = (
-    _results(arguments, segments, dtype, check.implementation) for _ in range(2)
-  )
   errors = _errors(first, expected)
   ulp = float(jnp.finfo(jnp.dtype(dtype)).eps)
   limits = {n: min(2 * scan[n] + 2 * ulp, LIMITS[n]) for n in errors}
@@ -154,14 +173,8 @@ def row(check: Check) -> Row:
   identical = _is_identical(first, second)
   if not identical:
     broken.append('two runs must agree in every bit, they differ')
-  return {
-    'kind': 'kernel_check',
-    'op': check.case.op,
-    'variant': check.case.variant,
-    'shape': check.case.shape,
-    'implementation': check.implementation,
-    'cosine': check.cosine,
-    'with_segments': check.with_segments,
+  return described | {
+    'refused': None,
     'errors': errors,
     'limits': limits,
     'identical': identical,
@@ -172,12 +185,16 @@ def row(check: Check) -> Row:
 def format_row(found: Row) -> str:
   """Returns a row as a line."""
   shape = found['shape']
+  start = (
+    f'{found["implementation"]} {shape["name"]} {found["variant"]}, cosine '
+    f'{found["cosine"]}{", segments" if found["with_segments"] else ""}: '
+  )
+  if found.get('refused'):
+    return start + ('; '.join(found['broken']) or found['refused'])
   worst = max(found['errors'], key=lambda n: found['errors'][n])
   verdict = '; '.join(found['broken']) or 'right, the same in two runs'
   return (
-    f'{found["implementation"]} {shape["name"]} {found["variant"]}, cosine '
-    f'{found["cosine"]}{", segments" if found["with_segments"] else ""}: '
-    f'greatest error {found["errors"][worst]:.1e} ({worst}); {verdict}'
+    f'{start}greatest error {found["errors"][worst]:.1e} ({worst}); {verdict}'
   )
 
 

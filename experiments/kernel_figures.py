@@ -222,12 +222,34 @@ def _draw_paper(rows: Sequence[Row]) -> figure.Figure:
   return drawing
 
 
+def _shape_label(row: Row) -> str:
+  name = row['shape']['name'].replace('_', ' ')
+  return name if row['variant'] == 'plain' else f'{name}\n{row["variant"]}'
+
+
+def _draw_published(panel: axes.Axes, rows: Sequence[Row]) -> None:
+  """Marks published times in grey, as ticks across their bars."""
+  published = [row.get('published_ms') or np.nan for row in rows]
+  panel.plot(
+    published,
+    range(len(rows)),
+    color=_REFERENCE_COLOUR,
+    marker='|',
+    markersize=22,
+    markeredgewidth=2.5,
+    linestyle='',
+    label='published (FlashQLA, H200)',
+  )
+
+
 def _draw_gpu(rows: Sequence[Row]) -> figure.Figure:
   """Median times by shape and implementation, a panel per pass, as bars."""
   passes = _unique(row['pass'] for row in rows)
   names = _unique(name for row in rows for name in row['results'])
-  drawing = figure.Figure(figsize=(11, 4.5), layout='constrained')
-  panels = drawing.subplots(1, len(passes), sharey=True, squeeze=False)[0]
+  drawing = figure.Figure(
+    figsize=(1 + 5 * len(passes), 5.5), layout='constrained'
+  )
+  panels = drawing.subplots(1, len(passes), squeeze=False)[0]
   for panel, pass_name in zip(panels, passes, strict=True):
     shown = [row for row in rows if row['pass'] == pass_name]
     for i, name in enumerate(names):
@@ -236,15 +258,22 @@ def _draw_gpu(rows: Sequence[Row]) -> figure.Figure:
         row['results'].get(name, {}).get('median_ms', np.nan) for row in shown
       ]
       panel.barh(places, times, 0.8 / len(names), label=name)
+    panel.tick_params(labelleft=True)
+    panel.invert_yaxis()
     panel.set_yticks(
       range(len(shown)),
-      [row['shape']['name'].replace('_', ' ') for row in shown],
+      [_shape_label(row) for row in shown],
     )
+    _draw_published(panel, shown)
     panel.set_xscale('log')
     panel.set_xlabel('median milliseconds of a call')
     panel.set_title(pass_name.replace('_', ' + '), fontsize='medium')
-  panels[0].invert_yaxis()
-  panels[0].legend(frameon=False)
+  drawing.legend(
+    *panels[0].get_legend_handles_labels(),
+    frameon=False,
+    loc='outside lower center',
+    ncols=len(names) + 1,
+  )
   drawing.suptitle(f'{rows[0]["op"]} on {rows[0]["device"]}')
   return drawing
 

@@ -15,6 +15,8 @@ import jax
 
 from experiments import atomic_file
 from experiments import benchmark_cases
+from experiments import benchmark_programs
+from experiments import benchmark_timing
 from experiments import benchmarking
 from pallas_kernels.delta_rule import mosaic_gpu
 from pallas_kernels.delta_rule import mosaic_gpu_config
@@ -30,14 +32,14 @@ def _seconds(case, config, arguments, repeats: int) -> float | None:
   run = functools.partial(
     mosaic_gpu.delta_rule, scale=case.K**-0.5, config=config
   )
-  function = benchmarking.pass_function(run, 'forward_backward')
+  function = benchmark_programs.pass_function(run, 'forward_backward')
   try:
     program = jax.jit(function).lower(arguments).compile()
   except ValueError as error:
     if 'shared memory' not in str(error):
       raise
     return None
-  times = benchmarking.time_alternately(
+  times = benchmark_timing.time_alternately(
     {'candidate': functools.partial(program, arguments)}, repeats=repeats
   )
   return statistics.median(times['candidate'])

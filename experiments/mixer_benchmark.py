@@ -19,6 +19,8 @@ Row = dict[str, Any]
 
 KIND = 'mixer'
 MIXERS = tuple(mixers.MIXERS)
+# Fields of `Sizes` that the program takes as flags.
+SIZE_FLAGS = ('model_width', 'num_layers', 'num_heads', 'batch', 'length')
 # Of decoding, what is read and drawn before time is taken: all is compiled.
 _PROMPT = 8
 _WARM_UP = 4
@@ -133,7 +135,15 @@ def measure(mixer: str, sizes: Sizes) -> Row:
 
 
 def rows(sizes: Sizes, names: Iterable[str] = MIXERS) -> Iterator[Row]:
-  """Yields a row per mixer."""
+  """Yields a row per mixer.
+
+  Raises:
+    ValueError: a name is none of `MIXERS`.
+  """
+  names = list(names)
+  unknown = sorted(set(names) - set(MIXERS))
+  if unknown:
+    raise ValueError(f'mixers must be of {", ".join(MIXERS)}, got {unknown}')
   for name in names:
     yield measure(name, sizes)
 

@@ -17,6 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import benchmark_cases
+from experiments import benchmark_programs
+from experiments import benchmark_timing
 from experiments import benchmarking
 import pallas_kernels
 
@@ -156,7 +158,7 @@ def _compile(peer: Peer, arguments: Mapping[str, jax.Array]):
     run = peer.load()
   except ImportError as error:
     return None, f'{error}; {peer.install}'
-  function = benchmarking.pass_function(run, 'forward_backward')
+  function = benchmark_programs.pass_function(run, 'forward_backward')
   return jax.jit(function).lower(arguments).compile(), None
 
 
@@ -187,7 +189,7 @@ def rows(
       programs[peer] = program
     else:
       reasons[peer] = f'it differs from ours by {differences[peer]:.1e}'
-  seconds = benchmarking.time_alternately(
+  seconds = benchmark_timing.time_alternately(
     {peer: functools.partial(p, arguments) for peer, p in programs.items()},
     repeats=repeats,
   )

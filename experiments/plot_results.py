@@ -12,6 +12,7 @@ from absl import flags
 
 from experiments import kernel_figures
 from experiments import mixer_figures
+from experiments import throughput_figures
 
 
 def define_flags() -> None:
@@ -20,7 +21,7 @@ def define_flags() -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-  """Draws results/x.png from the rows of kernels or mixers in x.jsonl."""
+  """Draws results/x.png from the rows of known kinds in x.jsonl."""
   if len(argv) > 1:
     raise app.UsageError(f'no arguments are taken, got {argv[1:]}')
   directory = pathlib.Path(flags.FLAGS.results)
@@ -32,6 +33,7 @@ def main(argv: Sequence[str]) -> None:
   draw = {
     'kernel': kernel_figures.draw_kernels,
     'mixer': mixer_figures.draw_mixers,
+    'throughput': throughput_figures.draw_throughput,
   }
   for path, kind in itertools.product(paths, draw):
     rows = kernel_figures.read_rows(path, kind)

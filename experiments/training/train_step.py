@@ -27,18 +27,24 @@ def token_losses(
   Args:
     model_config: the model's configuration.
     params: its parameters.
-    batch: `tokens` and `segment_ids`, int32 [B, T + 1].
+    batch: `tokens` and `segment_ids`, int32 [B, T + 1]; without the latter,
+      every row is one document.
 
   Returns:
     The losses in nats, float32 [B, T], and a mask of booleans [B, T].
   """
-  tokens, segment_ids = batch['tokens'], batch['segment_ids']
+  tokens, segment_ids = batch['tokens'], batch.get('segment_ids')
   logits, _ = deltanet_jax.apply(
-    model_config, params, tokens[:, :-1], segment_ids=segment_ids[:, :-1]
+    model_config,
+    params,
+    tokens[:, :-1],
+    segment_ids=None if segment_ids is None else segment_ids[:, :-1],
   )
   losses = optax.softmax_cross_entropy_with_integer_labels(
     logits, tokens[:, 1:]
   )
+  if segment_ids is None:
+    return losses, jnp.ones(losses.shape, bool)
   same = segment_ids[:, 1:] == segment_ids[:, :-1]
   return losses, same & (segment_ids[:, 1:] != 0)
 

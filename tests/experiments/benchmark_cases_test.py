@@ -1,4 +1,5 @@
 import jax
+import jax.numpy as jnp
 import pytest
 
 from experiments import benchmark_cases
@@ -48,6 +49,19 @@ def test_ops_take_their_arguments(op, gate, n):
   assert (o.shape, state.shape) == ((2, 24, 2, 4), (2, 2, 8, 4))
 
 
+def test_values_are_grouped():
+  case = benchmark_cases.Case(op='delta_rule', gate='head', **SIZES | {'HV': 4})
+  arguments = case.arguments()
+  shapes = {name: x.shape for name, x in arguments.items()}
+  assert shapes['k'] == (2, 24, 2, 8) and shapes['v'] == (2, 24, 4, 4)
+  assert shapes['g'] == shapes['beta'] == (2, 24, 4)
+  o, _ = jax.eval_shape(lambda a: case.function(**a), arguments)
+  assert o.shape == (2, 24, 4, 4)
+  norms = jnp.linalg.norm(arguments['k'], axis=-1)
+  assert jnp.allclose(norms, 1) and jnp.max(arguments['g']) < 0
+  assert 0 < jnp.min(arguments['beta']) < jnp.max(arguments['beta']) < 1
+
+
 def test_the_length_suite_doubles_to_64k():
   suite = benchmark_cases.suite('length')
   lengths = [case.T for case in suite.cases]
@@ -69,14 +83,17 @@ def test_the_paper_suite_keeps_tokens_and_width():
 def test_the_gpu_suite_checks_before_it_times():
   suite = benchmark_cases.suite('gpu')
   assert suite.implementations == ('mosaic_gpu', 'xla')
-  assert {(c.B, c.T, c.H, c.K) for c in suite.cases} == set(
-    benchmark_cases.GPU_SIZES
-  )
-  assert {(c.K, c.gate) for c in suite.checked} == {
-    (64, 'none'),
-    (64, 'head'),
-    (128, 'none'),
-    (128, 'head'),
+  sizes = [(c.B, c.T, c.H, c.HV, c.K, c.gate) for c in suite.cases]
+  assert sizes == [
+    *((*size, 'none') for size in benchmark_cases.GPU_SIZES),
+    *((*size, 'head') for size in benchmark_cases.GPU_GATED_SIZES),
+  ]
+  assert len({(c.name, c.gate) for c in suite.cases}) == 9
+  grouped = {(c.K, c.gate, c.HV > c.H) for c in suite.checked}
+  assert grouped == {
+    (dim, *how)
+    for dim in (64, 128, 256)
+    for how in (('none', False), ('none', True), ('head', True))
   }
   assert {c.dtype for c in suite.cases + suite.checked} == {'bfloat16'}
 
@@ -94,6 +111,7 @@ def test_sizes_that_leave_no_row_or_head_are_named():
   [
     ({'op': 'softmax'}, "op of x must be one of .*, got 'softmax'"),
     ({'gate': 'row'}, "gate of x must be one of .*, got 'row'"),
+    ({'HV': 3}, 'HV of x must be a multiple of H, got HV=3 and H=2'),
     ({'keys_per_token': 2}, 'keys_per_token of delta_rule must be 1, got 2'),
   ],
 )

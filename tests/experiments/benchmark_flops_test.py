@@ -6,7 +6,7 @@ import pytest
 
 from experiments import benchmark_cases
 from experiments import benchmark_flops
-from experiments import benchmarking
+from experiments import benchmark_programs
 
 SIZES = {'name': 'x', 'B': 1, 'T': 256, 'H': 2, 'K': 64, 'V': 32}
 OPS = [
@@ -53,7 +53,7 @@ def test_the_count_is_that_of_the_products_of_the_program(
   run = functools.partial(
     case.function, implementation='xla', chunk_size=benchmark_flops.CHUNK
   )
-  function = benchmarking.pass_function(run, pass_name)
+  function = benchmark_programs.pass_function(run, pass_name)
   arguments = jax.eval_shape(case.arguments)
   arguments.pop('g', None)  # Scores with decays per channel take a tree.
   program = jax.make_jaxpr(function)(arguments)

@@ -7,7 +7,7 @@ import pytest
 from experiments import benchmark_cases
 from experiments import benchmark_kernels
 from experiments import benchmark_tables
-from experiments import benchmarking
+from experiments import benchmark_timing
 from experiments import kernel_figures
 
 
@@ -33,7 +33,7 @@ def test_rows_are_printed_and_written(tmp_path, monkeypatch, capsys, suite):
   )
   monkeypatch.setattr(flags, 'FLAGS', values)
   monkeypatch.setattr(benchmark_cases, 'suite', _tiny_suite)
-  monkeypatch.setattr(benchmarking, 'PEAK_SIZE', 64)
+  monkeypatch.setattr(benchmark_timing, 'PEAK_SIZE', 64)
   benchmark_kernels.main(['benchmark_kernels'])
   header, first, second, *growth = capsys.readouterr().out.splitlines()
   assert header == benchmark_tables.header()

@@ -65,6 +65,9 @@ def test_the_speed_up_stands_beside_the_hopper_kernels_where_they_ran():
     'shape': {'name': 'b1'},
     'pass': 'forward',
     'speed_up': 3.25,
+    'fla_ratio': 2.5,
+    'published_ms': 0.283,
+    'compared': ['xla', 'mosaic_gpu'],
     'results': {
       'mosaic_gpu': TIME | {'temp_bytes': 2**21},
       'xla': TIME | {'temp_bytes': 2**20},
@@ -73,5 +76,7 @@ def test_the_speed_up_stands_beside_the_hopper_kernels_where_they_ran():
   }
   lines = [line.split() for line in benchmark_tables.format_row(row)]
   assert [line[4] for line in lines] == ['mosaic_gpu', 'xla', 'fla']
-  assert lines[0][5:] == ('1.00 0.90 2.0 500000.0 2000.0 50.0% 3.2'.split())
+  assert lines[0][5:] == (
+    '1.000 0.900 2.0 500000.0 2000.0 50.0% 3.2 2.50 0.283'.split()
+  )
   assert lines[1][-1] == lines[2][-1] == '50.0%'

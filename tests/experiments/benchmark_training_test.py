@@ -19,6 +19,7 @@ class _Flags(types.SimpleNamespace):
 @pytest.fixture
 def given(tmp_path, monkeypatch):
   values = _Flags(
+    suite='mixers',
     mixers=['gla', 'mamba'],
     output=str(tmp_path / 'new' / 'mixers.jsonl'),
     model_width=16,
@@ -50,7 +51,7 @@ def test_a_row_per_mixer_is_printed_and_written(
 
 def test_unknown_mixers_are_refused(given):
   given.mixers = ['gla', 'glaa']
-  with pytest.raises(app.UsageError, match=r"got \['glaa'\]"):
+  with pytest.raises(ValueError, match=r"got \['glaa'\]"):
     benchmark_training.main(['benchmark_training'])
 
 

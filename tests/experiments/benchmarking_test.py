@@ -1,72 +1,32 @@
 import dataclasses
 import json
-import math
 
 import jax
-import jax.numpy as jnp
 import pytest
 
 from experiments import benchmark_cases
 from experiments import benchmark_flops
 from experiments import benchmark_tables
+from experiments import benchmark_timing
 from experiments import benchmarking
 from experiments import fla_peer
 from experiments import kernel_checks
+from experiments import published_times
 
 SIZES = {'name': 'small', 'B': 1, 'T': 64, 'H': 1, 'K': 8, 'V': 8}
 CASE = benchmark_cases.Case(op='delta_rule', **SIZES)
+EFFORT = benchmarking.Effort(repeats=1)
 SUITE = benchmark_cases.Suite(
-  name='cpu', cases=(CASE,), passes=benchmarking.PASSES
+  name='cpu', cases=(CASE,), passes=('forward', 'forward_backward')
 )
 
 
 @pytest.fixture(autouse=True)
 def small_peak(monkeypatch):
-  monkeypatch.setattr(benchmarking, 'PEAK_SIZE', 64)
-  benchmarking.matmul_peak.cache_clear()
+  monkeypatch.setattr(benchmark_timing, 'PEAK_SIZE', 64)
+  benchmark_timing.matmul_peak.cache_clear()
   yield
-  benchmarking.matmul_peak.cache_clear()
-
-
-def test_functions_take_turns_after_one_call_that_is_not_counted():
-  calls = []
-  functions = {
-    'a': lambda: calls.append('a'),
-    'b': lambda: calls.append('b'),
-  }
-  seconds = benchmarking.time_alternately(functions, repeats=3)
-  assert calls == ['a', 'a', 'b', 'b'] * 3
-  assert {name: len(times) for name, times in seconds.items()} == {
-    'a': 3,
-    'b': 3,
-  }
-  assert min(seconds['a'] + seconds['b']) >= 0
-
-
-@pytest.mark.parametrize(
-  ('repeats', 'enough', 'turns'), [(9, 0, 5), (9, math.inf, 9), (2, 0, 2)]
-)
-def test_turns_end_after_the_fifth_when_enough_time_has_passed(
-  repeats, enough, turns
-):
-  seconds = benchmarking.time_alternately(
-    {'a': lambda: None}, repeats=repeats, enough_seconds=enough
-  )
-  assert len(seconds['a']) == turns
-
-
-def test_no_repeats_are_refused():
-  with pytest.raises(ValueError, match='repeats must be at least 1, got 0'):
-    benchmarking.time_alternately({}, repeats=0)
-
-
-def test_backward_takes_cotangents_of_ones():
-  function = benchmarking.pass_function(
-    lambda x: (x**2, 3 * x), 'forward_backward'
-  )
-  (square, triple), (gradients,) = function({'x': jnp.array([1.0, 2.0])})
-  assert (square.tolist(), triple.tolist()) == ([1, 4], [3, 6])
-  assert gradients['x'].tolist() == [5, 7]
+  benchmark_timing.matmul_peak.cache_clear()
 
 
 def test_rows_hold_times_memory_rates_ratios_and_origin():
@@ -107,8 +67,8 @@ def test_what_does_not_fit_memory_is_a_reason():
   results = benchmarking.measure(
     CASE,
     'forward_backward',
+    EFFORT,
     implementations=('recurrent',),
-    repeats=1,
     memory_limit=1,
   )
   assert results['recurrent'] == {
@@ -121,14 +81,14 @@ def test_an_allocation_that_fails_is_a_reason(monkeypatch):
     raise jax.errors.JaxRuntimeError(message)
 
   monkeypatch.setattr(benchmark_cases.Case, 'function', staticmethod(fail))
-  arguments = {'implementations': ['xla'], 'repeats': 1}
+  arguments = {'implementations': ['xla']}
   message = 'RESOURCE_EXHAUSTED: no 9 GiB\nframes'
-  assert benchmarking.measure(CASE, 'forward', **arguments) == {
+  assert benchmarking.measure(CASE, 'forward', EFFORT, **arguments) == {
     'xla': {'reason': 'RESOURCE_EXHAUSTED: no 9 GiB'}
   }
   message = 'INTERNAL: broken'
   with pytest.raises(jax.errors.JaxRuntimeError, match='INTERNAL: broken'):
-    benchmarking.measure(CASE, 'forward', **arguments)
+    benchmarking.measure(CASE, 'forward', EFFORT, **arguments)
 
 
 def test_a_case_without_rows_prints_its_reason_and_has_no_ratio():
@@ -156,10 +116,10 @@ CHECKED = benchmark_cases.Suite(
 
 @pytest.fixture
 def small_copy(monkeypatch):
-  monkeypatch.setattr(benchmarking, 'COPY_SIZE', 1024)
-  benchmarking.copy_peak.cache_clear()
+  monkeypatch.setattr(benchmark_timing, 'COPY_SIZE', 1024)
+  benchmark_timing.copy_peak.cache_clear()
   yield
-  benchmarking.copy_peak.cache_clear()
+  benchmark_timing.copy_peak.cache_clear()
 
 
 @pytest.mark.usefixtures('small_copy')
@@ -176,6 +136,31 @@ def test_a_checked_suite_is_checked_then_timed_beside_a_peer(monkeypatch):
   assert row['results']['xla']['queued'] > 1
   assert 0 < row['results']['xla']['bytes_per_s']
   assert 0 < row['copy_bytes_per_s']
+  assert row['fla_ratio'] is None  # There are no kernels here to compare.
+
+
+def test_ratios_are_of_the_kernels_where_they_ran():
+  suite = benchmark_cases.suite('paper')
+  times = {'recurrent': {'median_ms': 6.0}, 'xla': {'median_ms': 3.0}}
+  reason = {'mosaic_gpu': {'reason': 'K is 256'}}
+  assert benchmarking._compared(suite, times | reason) == ('recurrent', 'xla')
+  times['mosaic_gpu'] = {'median_ms': 2.0}
+  compared = benchmarking._compared(suite, times)
+  assert benchmarking._ratio(times, compared, 'median_ms') == 3
+
+
+@pytest.mark.usefixtures('small_copy')
+def test_a_published_time_stands_beside_a_pass_of_its_own(monkeypatch):
+  published = {'backward': 0.5}
+  monkeypatch.setattr(
+    published_times, 'milliseconds', lambda case, name: published.get(name)
+  )
+  suite = dataclasses.replace(SUITE, passes=('forward',))
+  forward, backward = benchmarking.rows(suite, repeats=1)
+  assert (forward['pass'], forward['published_ms']) == ('forward', None)
+  assert (backward['pass'], backward['published_ms']) == ('backward', 0.5)
+  line = next(benchmark_tables.format_row(backward))
+  assert line.split()[-1] == '0.500'
 
 
 def test_a_wrong_result_stops_before_timing(monkeypatch):
@@ -193,9 +178,3 @@ def test_when_time_is_up_only_the_first_is_timed():
   assert 'median_ms' in row['results']['xla']
   reason = {'reason': 'left out: 0 s had passed'}
   assert row['results']['recurrent'] == row['results']['fla'] == reason
-
-
-def test_queued_calls_are_all_made():
-  calls = []
-  run = benchmarking.queued(lambda: calls.append(1) or len(calls), 3)
-  assert (run(), calls) == (3, [1, 1, 1])

@@ -44,3 +44,23 @@ def test_commit_is_unknown_without_git(monkeypatch, error):
 def test_devices_counts_each_kind():
   count = len(jax.devices())
   assert environment.devices() == f'{count} x {jax.devices()[0].device_kind}'
+
+
+def test_the_driver_is_the_first_gpus_or_none(monkeypatch):
+  def run(command, **unused_options):
+    assert command[0] == 'nvidia-smi'
+    return subprocess.CompletedProcess(command, 0, stdout='580.95\n580.95\n')
+
+  monkeypatch.setattr(subprocess, 'run', run)
+  environment.driver.cache_clear()
+  assert environment.driver() == '580.95'
+  monkeypatch.setattr(subprocess, 'run', lambda *_, **__: 1 / 0)
+  assert environment.driver() == '580.95'  # Asked once.
+  environment.driver.cache_clear()
+
+  def missing(*_, **unused_options):
+    raise FileNotFoundError('nvidia-smi')
+
+  monkeypatch.setattr(subprocess, 'run', missing)
+  assert environment.driver() is None
+  environment.driver.cache_clear()

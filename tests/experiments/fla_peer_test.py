@@ -32,7 +32,9 @@ def _modules(calls, available=True, error=None):
       requires_grad,
     ),
     ones_like=lambda x: x,
-    autograd=types.SimpleNamespace(grad=lambda *_: calls.append('grad')),
+    autograd=types.SimpleNamespace(
+      grad=lambda *_, **options: calls.append('grad')
+    ),
     cuda=types.SimpleNamespace(
       is_available=lambda: available, synchronize=lambda: calls.append('wait')
     ),
@@ -43,7 +45,9 @@ def _modules(calls, available=True, error=None):
   return names
 
 
-@pytest.mark.parametrize('pass_name', ['forward', 'forward_backward'])
+@pytest.mark.parametrize(
+  'pass_name', ['forward', 'forward_backward', 'backward']
+)
 def test_calls_are_queued_and_waited_for(monkeypatch, pass_name):
   calls = []
   for name, module in _modules(calls).items():
@@ -55,9 +59,13 @@ def test_calls_are_queued_and_waited_for(monkeypatch, pass_name):
   calls.clear()
   run(3)
   assert calls.count('wait') == 1 and calls[-1] == 'wait'
-  assert calls.count('grad') == (3 if pass_name == 'forward_backward' else 0)
-  tensor = ((1, 4, 1, 2), 'bf16', 'cuda', pass_name == 'forward_backward')
-  assert calls[0][:3] == (tensor,) * 3
+  assert calls.count('grad') == (0 if pass_name == 'forward' else 3)
+  tensor = ((1, 4, 1, 2), 'bf16', 'cuda', pass_name != 'forward')
+  forward = [call for call in calls if isinstance(call, tuple)]
+  if pass_name == 'backward':
+    assert not forward
+  else:
+    assert len(forward) == 3 and forward[0][:3] == (tensor,) * 3
 
 
 def test_without_a_gpu_there_is_a_reason(monkeypatch):
@@ -78,4 +86,14 @@ def test_too_little_memory_is_a_reason(monkeypatch):
   for name, module in modules.items():
     monkeypatch.setitem(sys.modules, name, module)
   arguments = dict.fromkeys(('q', 'k', 'v', 'beta'), jnp.ones(2))
-  assert fla_peer.prepare(CASE, 'forward', arguments) == (None, 'none left')
+  run, reason = fla_peer.prepare(CASE, 'forward', arguments)
+  assert (run, reason) == (None, 'MemoryError: none left')
+
+
+def test_a_refusal_of_the_peer_is_a_reason(monkeypatch):
+  modules = _modules([], error=RuntimeError('use Triton 3.8\non Hopper'))
+  for name, module in modules.items():
+    monkeypatch.setitem(sys.modules, name, module)
+  arguments = dict.fromkeys(('q', 'k', 'v', 'beta'), jnp.ones(2))
+  run, reason = fla_peer.prepare(CASE, 'backward', arguments)
+  assert (run, reason) == (None, 'RuntimeError: use Triton 3.8')

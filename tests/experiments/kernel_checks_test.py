@@ -12,7 +12,7 @@ SIZES = {'name': 'x', 'B': 1, 'T': 40, 'H': 2, 'K': 16, 'V': 16}
 
 def _check(gate='head', **changes):
   case = benchmark_cases.Case(
-    op='delta_rule', gate=gate, dtype='bfloat16', **SIZES
+    op='delta_rule', gate=gate, dtype='bfloat16', HV=4, **SIZES
   )
   return kernel_checks.Check(case=case, implementation='xla', **changes)
 
@@ -60,3 +60,25 @@ def test_a_bit_that_moves_between_runs_stops_the_run(monkeypatch):
   monkeypatch.setattr(kernel_checks, '_is_identical', lambda *_: False)
   row = kernel_checks.row(_check())
   assert row['broken'] == ['two runs must agree in every bit, they differ']
+
+
+@pytest.mark.parametrize('may_refuse', [True, False])
+def test_a_refusal_is_right_only_where_it_may_be(monkeypatch, may_refuse):
+  right = pallas_kernels.delta_rule
+
+  @functools.wraps(right)
+  def refuse(*, implementation, **arguments):
+    if implementation == 'xla':
+      raise NotImplementedError('K must be 64')
+    return right(implementation=implementation, **arguments)
+
+  monkeypatch.setattr(pallas_kernels, 'delta_rule', refuse)
+  jax.clear_caches()
+  row = kernel_checks.row(_check(may_refuse=may_refuse))
+  assert row['refused'] == 'K must be 64'
+  assert 'K must be 64' in kernel_checks.format_row(row)
+  if may_refuse:
+    kernel_checks.require_right(row)
+  else:
+    with pytest.raises(kernel_checks.WrongResultError, match='K must be 64'):
+      kernel_checks.require_right(row)

@@ -65,6 +65,16 @@ def test_what_counts_is_neither_padding_nor_the_first_of_a_document():
     assert counts[row].tolist() == expected
 
 
+def test_without_segments_a_row_is_one_document():
+  batch = unequal_batch() | {'segment_ids': jnp.ones((8, 13), jnp.int32)}
+  params = deltanet_jax.init(CONFIG.model, jax.random.key(0))
+  expected, _ = train_step.token_losses(CONFIG.model, params, batch)
+  del batch['segment_ids']
+  losses, counts = train_step.token_losses(CONFIG.model, params, batch)
+  np.testing.assert_allclose(losses, expected, rtol=1e-5)
+  assert counts.all() and counts.dtype == bool
+
+
 def test_what_does_not_count_changes_nothing():
   batch = unequal_batch()
   state = train_step.init_state(CONFIG)
