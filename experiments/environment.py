@@ -2,6 +2,7 @@
 
 import functools
 import importlib.metadata
+import os
 import pathlib
 import platform
 import subprocess
@@ -71,8 +72,11 @@ def driver() -> str | None:
 def commit() -> str:
   """Returns the commit of the source tree, or 'unknown' without git.
 
-  '-modified' follows when tracked files differ from that commit.
+  '-modified' follows when tracked files differ from that commit. The variable
+  SOURCE_COMMIT says it of a copy of the tree that has not its history.
   """
+  if 'SOURCE_COMMIT' in os.environ:
+    return os.environ['SOURCE_COMMIT']
   revision = _git('rev-parse', 'HEAD')
   if not revision:
     return 'unknown'

@@ -41,6 +41,12 @@ def test_commit_is_unknown_without_git(monkeypatch, error):
   assert environment.commit() == 'unknown'
 
 
+def test_commit_of_a_copy_is_told(monkeypatch):
+  _fake_git(monkeypatch, {'rev-parse': 'abc\n', 'status': ''})
+  monkeypatch.setenv('SOURCE_COMMIT', 'def')
+  assert environment.commit() == 'def'
+
+
 def test_devices_counts_each_kind():
   count = len(jax.devices())
   assert environment.devices() == f'{count} x {jax.devices()[0].device_kind}'
