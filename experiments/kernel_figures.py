@@ -259,7 +259,7 @@ def _draw_gpu(rows: Sequence[Row]) -> figure.Figure:
       ]
       panel.barh(places, times, 0.8 / len(names), label=name)
     panel.tick_params(labelleft=True)
-    panel.invert_yaxis()
+    panel.set_ylim(max(2, len(shown)) - 0.5, -0.5)
     panel.set_yticks(
       range(len(shown)),
       [_shape_label(row) for row in shown],
