@@ -26,7 +26,8 @@ class BlockConfig:
   """What the authors' models do differently from `deltanet_jax.LanguageModel`.
 
   The defaults are that model's. Zoology (MQAR) has layer normalisation and the
-  identity as its state mixer, MAD an output bias and, for its compression task, the auto-encoder.
+  identity as its state mixer, MAD an output bias and, for its compression task,
+  the auto-encoder.
 
   Attributes:
     norm: `rms`, or `layer`: layer normalisation with bias, epsilon 1e-5.

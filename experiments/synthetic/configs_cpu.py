@@ -159,7 +159,10 @@ def _state_training(**changes):
 
 
 def parity_run(
-  *, allow_negative_eigenvalues: bool = True, learning_rate: float = 1e-2
+  mixer: str = 'delta_net',
+  *,
+  allow_negative_eigenvalues: bool = True,
+  learning_rate: float = 1e-2,
 ) -> config_lib.RunConfig:
   """One run of `parity_cpu`."""
   return config_lib.RunConfig(
@@ -170,7 +173,7 @@ def parity_run(
       model_width=32,
       num_layers=1,
       num_heads=1,
-      mixers=('delta_net',),
+      mixers=(mixer,),
       mlp_width=64,
       dtype='float32',
       delta_net=deltanet_jax.DeltaNetConfig(
@@ -199,7 +202,10 @@ def parity_cpu() -> list[config_lib.RunConfig]:
 
 
 def word_problem_run(
-  *, num_householder: int = 2, learning_rate: float = 1e-2
+  mixer: str = 'delta_product',
+  *,
+  num_householder: int = 2,
+  learning_rate: float = 1e-2,
 ) -> config_lib.RunConfig:
   """One run of `word_problem_cpu`."""
   return config_lib.RunConfig(
@@ -210,7 +216,7 @@ def word_problem_run(
       model_width=32,
       num_layers=1,
       num_heads=2,
-      mixers=('delta_product',),
+      mixers=(mixer,),
       mlp_width=64,
       dtype='float32',
       delta_product=delta_product.DeltaProductConfig(
