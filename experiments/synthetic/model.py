@@ -86,7 +86,8 @@ def _sinusoids(length: int, width: int) -> jax.Array:
   """Returns [length, width], half sines and half cosines."""
   half = width // 2
   exponents = jnp.arange(half, dtype=jnp.float32) / max(half - 1, 1)
-  angles = jnp.arange(length)[:, None] * _POSITION_BASE ** -exponents[None]
+  positions = jnp.arange(length, dtype=jnp.float32)
+  angles = positions[:, None] * _POSITION_BASE ** -exponents[None]
   table = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=1)
   return jnp.pad(table, ((0, 0), (0, width - 2 * half)))
 
