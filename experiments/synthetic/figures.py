@@ -188,9 +188,10 @@ def draw_state_tracking(rows: Sequence[Row], path: str | os.PathLike) -> None:
       }
       _draw_published(panel, published.PARITY_LENGTHS, lines)
     _draw_by_length(panel, found)
-    trained = found[0]['config']['task']['sequence_length']
+    task = found[0]['config']['task']
+    trained = task.get('max_length') or task['length']
     panel.axvline(trained, color=_GREY, linewidth=0.8, linestyle='--')
-    panel.set_title(f'{title}, trained up to {trained} tokens', fontsize=9)
+    panel.set_title(f'{title}, trained up to {trained}', fontsize=9)
     panel.set_xlabel('length')
     panel.legend(fontsize=7)
   panels[0].set_ylabel('accuracy')
