@@ -1,6 +1,7 @@
 """Draws a figure next to every JSONL file of results.
 
 python -m experiments.plot_results --results=results
+python -m experiments.plot_results --figure=mqar      of the synthetic tasks
 """
 
 from collections.abc import Sequence
@@ -13,11 +14,16 @@ from absl import flags
 from experiments import kernel_figures
 from experiments import mixer_figures
 from experiments import throughput_figures
+from experiments.synthetic import figures as synthetic_figures
+from experiments.synthetic import sweeping
 
 
 def define_flags() -> None:
   """Defines the flags of this program."""
   flags.DEFINE_string('results', 'results', 'Directory of the JSONL files.')
+  names = list(synthetic_figures.FIGURES)
+  text = 'The one to draw; unset: one next to every file of other results.'
+  flags.DEFINE_enum('figure', None, names, text)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -30,6 +36,11 @@ def main(argv: Sequence[str]) -> None:
     raise app.UsageError(
       f'no .jsonl file in {directory}: run experiments.benchmark_kernels first'
     )
+  if flags.FLAGS.figure:
+    found = (kernel_figures.read_rows(p, sweeping.KIND) for p in paths)
+    rows = list(itertools.chain.from_iterable(found))
+    print(synthetic_figures.draw(flags.FLAGS.figure, rows, directory))
+    return
   draw = {
     'kernel': kernel_figures.draw_kernels,
     'mixer': mixer_figures.draw_mixers,

@@ -8,12 +8,15 @@ import pytest
 from experiments import kernel_figures
 from experiments import mixer_figures
 from experiments import plot_results
+from experiments.synthetic import figures as synthetic_figures
+from experiments.synthetic import sweeping
 
 
 @pytest.fixture(autouse=True)
 def given(tmp_path, monkeypatch):
-  values = types.SimpleNamespace(results=str(tmp_path))
+  values = types.SimpleNamespace(results=str(tmp_path), figure=None)
   monkeypatch.setattr(flags, 'FLAGS', values)
+  return values
 
 
 def test_a_figure_is_drawn_beside_every_file_with_known_rows(
@@ -32,6 +35,21 @@ def test_a_figure_is_drawn_beside_every_file_with_known_rows(
   a, c = tmp_path / 'a.png', tmp_path / 'c.png'
   assert drawn == [([{'kind': 'kernel'}], a), ([{'kind': 'mixer'}], c)]
   assert capsys.readouterr().out == f'wrote {a}\nwrote {c}\n'
+
+
+def test_a_named_figure_gets_the_rows_of_all_files(
+  given, tmp_path, monkeypatch, capsys
+):
+  given.figure = 'mqar'
+  monkeypatch.setattr(
+    synthetic_figures, 'draw', lambda name, rows, at: (name, rows, at)
+  )
+  for name in ('a', 'b'):
+    row = {'kind': sweeping.KIND, 'name': name}
+    (tmp_path / f'{name}.jsonl').write_text(json.dumps(row) + '\n')
+  plot_results.main(['plot_results'])
+  rows = [{'kind': sweeping.KIND, 'name': name} for name in ('a', 'b')]
+  assert capsys.readouterr().out == f'{("mqar", rows, tmp_path)}\n'
 
 
 def test_a_directory_without_results_is_refused():

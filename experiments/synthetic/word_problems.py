@@ -1,0 +1,83 @@
+"""Word problems of permutation groups: Siems et al., arXiv 2502.10297."""
+
+import dataclasses
+import itertools
+
+import numpy as np
+
+from experiments.synthetic import task
+
+GROUPS = ('S3', 'S4', 'A5', 'S5')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WordProblemConfig:
+  """Uniform elements of a group; the target is their product up to there.
+
+  Attributes:
+    group: one of `GROUPS`.
+    length: elements of a row; a token that begins it comes before them.
+  """
+
+  group: str = 'S3'
+  length: int = 128
+
+  def __post_init__(self):
+    task.require(
+      self.group in GROUPS,
+      f'group must be one of {", ".join(GROUPS)}',
+      group=self.group,
+    )
+    task.require(
+      self.length >= 1, 'length must be at least 1', length=self.length
+    )
+
+  @property
+  def vocab_size(self) -> int:
+    """The elements and the token that begins a row."""
+    return len(elements(self.group)) + 1
+
+  @property
+  def sequence_length(self) -> int:
+    """Tokens of a row."""
+    return self.length + 1
+
+
+def elements(group: str) -> np.ndarray:
+  """Returns the permutations [G, n] of a group, the identity first."""
+  size = int(group[1:])
+  found = np.array(list(itertools.permutations(range(size))))
+  if group.startswith('S'):
+    return found
+  inversions = sum(
+    (found[:, i] > found[:, j]).astype(int)
+    for i, j in itertools.combinations(range(size), 2)
+  )
+  return found[inversions % 2 == 0]
+
+
+def product_table(group: str) -> np.ndarray:
+  """Returns [G, G]: the index of x y, (x y)(i) = x(y(i))."""
+  found = elements(group)
+  products = found[:, found]  # [G, G, n]
+  powers = len(found[0]) ** np.arange(len(found[0]))
+  index = np.full(int((found @ powers).max()) + 1, -1)
+  index[found @ powers] = np.arange(len(found))
+  return index[products @ powers]
+
+
+def generate(
+  config: WordProblemConfig, *, num_examples: int, seed: int
+) -> task.Examples:
+  """Returns examples; the first token begins the row and is not scored."""
+  table = product_table(config.group)
+  random = np.random.default_rng(seed)
+  words = random.integers(0, len(table), (num_examples, config.length))
+  product = np.zeros(num_examples, int)
+  targets = np.full((num_examples, config.length + 1), task.IGNORED, np.int32)
+  for t in range(config.length):
+    product = table[product, words[:, t]]
+    targets[:, t + 1] = product
+  begin = np.full((num_examples, 1), len(table))
+  inputs = np.concatenate([begin, words], axis=1).astype(np.int32)
+  return task.Examples(inputs, targets)

@@ -1,0 +1,62 @@
+"""Every named run and sweep builds; bad ones are refused."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.synthetic import config as config_lib
+from experiments.synthetic import configs
+from experiments.synthetic import model
+from experiments.synthetic import mqar
+from experiments.synthetic import word_problems
+
+
+@pytest.mark.parametrize('name', list(configs.SWEEPS))
+def test_every_sweep_builds(name):
+  runs = configs.SWEEPS[name]()
+  assert len({config_lib.key(run) for run in runs}) == len(runs)
+  shapes = {config_lib.group_key(run): run for run in runs}
+  for run in shapes.values():
+    assert model.count_parameters(run) > 0
+
+
+def test_clean_runs_select_on_other_examples():
+  run = configs.build('in_context_recall', 'cpu', 'delta_net')
+  cleaned = config_lib.clean(run)
+  assert (run.training.metric, run.training.schedule) == ('macro', 'constant')
+  assert cleaned.protocol == 'clean'
+  assert cleaned.training.metric == 'token'
+  assert cleaned.training.schedule == 'cosine'
+  assert config_lib.key(run) != config_lib.key(cleaned)
+
+
+@pytest.mark.parametrize(
+  ('make', 'message'),
+  [
+    (lambda: configs.build('sums', 'cpu', 'delta_net'), 'got sums/cpu'),
+    (lambda: configs.build('mqar', 'cpu', 'memory'), "got .'memory'"),
+    (lambda: mqar.MQARConfig(num_pairs=17), 'got sequence_length=64'),
+    (lambda: mqar.MQARConfig(vocab_size=64), 'got vocab_size=64'),
+    (lambda: word_problems.WordProblemConfig(group='S2'), "got group='S2'"),
+    (lambda: config_lib.TrainingConfig(batch_size=200_000), 'got 200000'),
+    (lambda: config_lib.BlockConfig(embedding_dropout=1.0), 'got 1.0'),
+  ],
+)
+def test_refuses_with_rule_and_value(make, message):
+  with pytest.raises(ValueError, match=message):
+    make()
+
+
+def test_the_auto_encoder_reads_the_last_position_alone():
+  run = configs.build('selective_copying', 'cpu', 'delta_net')
+  block = config_lib.BlockConfig(readout='auto_encoder', output_bias=True)
+  run = dataclasses.replace(run, block=block)
+  params = model.init(run, jax.random.key(0))
+  tokens = jnp.ones((1, 16), jnp.int32)
+  logits = model.apply(run, params, tokens)
+  longer = model.apply(run, params, jnp.ones((1, 17), jnp.int32))
+  assert logits.shape == (1, 16, run.task.vocab_size)
+  assert np.any(logits[0, 0] != longer[0, 0])
