@@ -35,7 +35,8 @@ class Resources:
     shared_bytes: shared memory of a block, its barriers left out.
     hgmma: instructions that multiply on the tensor cores.
     hgmma_flops: their operations in all warpgroups of a block that compute: all
-      but one where registers are handed over (USETMAXREG), else all.
+      but one where registers are handed over (USETMAXREG), else all. Of each
+      kind that takes registers there are as many warpgroups.
     warnings: what the assembler warns of, such as wgmmas that it serialized.
     notes: what else it says about its own changes, such as an added wait.
   """
@@ -88,6 +89,7 @@ def read_kernel(dump: pathlib.Path, kernel: str) -> Resources:
   )
   products = [math.prod(map(int, shape)) for shape in _HGMMA.findall(code)]
   computing = threads // _WARPGROUP - ('USETMAXREG' in code)
+  computing //= max(1, code.count('USETMAXREG.TRY_ALLOC'))
   return Resources(
     kernel=kernel,
     registers=max(_numbers(r'Used (\d+) registers', report)),

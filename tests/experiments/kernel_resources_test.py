@@ -69,6 +69,14 @@ def test_all_warpgroups_compute_where_no_registers_are_handed_over(tmp_path):
   assert found.hgmma_flops == 3 * 2 * (64 * 64 * 16 + 64 * 128 * 16)
 
 
+def test_a_product_of_one_of_two_kinds_of_warpgroups_is_counted_once(tmp_path):
+  take = next(line for line in CODE.splitlines() if 'USETMAXREG' in line)
+  found = kernel_resources.read_kernel(
+    _dump(tmp_path, code=f'{CODE}{take}\n'), 'wide'
+  )
+  assert found.hgmma_flops == 2 * (64 * 64 * 16 + 64 * 128 * 16)
+
+
 def test_spills_local_memory_and_warnings_break_gates(tmp_path):
   spills = '68 bytes spill stores, 72 bytes spill loads'
   report = CLEAN.replace('0 bytes spill stores, 0 bytes spill loads', spills)
