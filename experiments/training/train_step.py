@@ -1,7 +1,6 @@
 """One optimizer step as a pure function of the state and a batch."""
 
 from collections.abc import Callable
-import functools
 from typing import Any
 
 import jax
@@ -10,6 +9,7 @@ import optax
 
 import deltanet_jax
 from experiments import config as config_lib
+from experiments.training import mesh as mesh_lib
 from experiments.training import optimizer as optimizer_lib
 from experiments.training import spike_guard
 
@@ -121,14 +121,61 @@ def _train_step(config, optimizer, state, batch):
   return new_state, metrics
 
 
+def abstract_state(
+  config: config_lib.TrainLMConfig, mesh: jax.sharding.Mesh
+) -> State:
+  """Returns the shapes of the state with their shardings on the mesh."""
+  shapes = jax.eval_shape(lambda: init_state(config))
+  return jax.tree.map(
+    lambda leaf, sharding: jax.ShapeDtypeStruct(
+      leaf.shape, leaf.dtype, sharding=sharding
+    ),
+    shapes,
+    mesh_lib.state_shardings(shapes, mesh),
+  )
+
+
+def build_init(
+  config: config_lib.TrainLMConfig, mesh: jax.sharding.Mesh
+) -> Callable[[], State]:
+  """Returns the jitted `init_state`, whose leaves are made where they live.
+
+  No device ever holds a whole parameter that is sharded.
+  """
+  shardings = jax.tree.map(
+    lambda leaf: leaf.sharding, abstract_state(config, mesh)
+  )
+  return jax.jit(lambda: init_state(config), out_shardings=shardings)
+
+
 def build(
-  config: config_lib.TrainLMConfig,
+  config: config_lib.TrainLMConfig, mesh: jax.sharding.Mesh | None = None
 ) -> Callable[[State, Batch], tuple[State, dict[str, jax.Array]]]:
   """Returns the jitted step (state, batch) -> (state, metrics).
 
   The state is donated. A step that `spike_guard` refuses leaves parameters and
   optimizer bit for bit as they were.
+
+  Args:
+    config: of the run.
+    mesh: what `mesh.build` returned: the state lies on it as `build_init` made
+      it, a batch as `mesh.batch_sharding` says; None: one device.
   """
   optimizer = optimizer_lib.build(config.optimizer, config.training.num_steps)
-  step = functools.partial(_train_step, config, optimizer)
-  return jax.jit(step, donate_argnums=0)
+
+  def step(state, batch):
+    with mesh_lib.tracing(mesh):
+      return _train_step(config, optimizer, state, batch)
+
+  if mesh is None:
+    return jax.jit(step, donate_argnums=0)
+  shardings = jax.tree.map(
+    lambda leaf: leaf.sharding, abstract_state(config, mesh)
+  )
+  whole = jax.NamedSharding(mesh, jax.P())
+  return jax.jit(
+    step,
+    donate_argnums=0,
+    in_shardings=(shardings, mesh_lib.batch_sharding(mesh)),
+    out_shardings=(shardings, whole),
+  )
