@@ -20,12 +20,14 @@ Everything here reads the ambient mesh (`jax.set_mesh`); without one, nothing
 happens.
 """
 
+from collections.abc import Callable
 import functools
 import math
 import re
 from typing import Any
 
 import jax
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
 BATCH = ('dcn_data', 'data', 'fsdp')
@@ -37,7 +39,18 @@ PARAMETERS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
   (r'output\.kernel', ('fsdp', 'tensor')),  # [D, vocab]
   (r'mlp\.(gate|up)\.kernel', ('fsdp', 'tensor')),  # [D, F]
   (r'mlp\.down\.kernel', ('tensor', 'fsdp')),  # [F, D]
+  (
+    r'mixer\.(q|k|v|r|beta|a|gate)_proj\.kernel',
+    ('fsdp', 'tensor'),
+  ),  # [D, H K]
+  (r'mixer\.\w+_proj\.down\.kernel', ('fsdp', None)),  # [D, rank]
+  (r'mixer\.\w+_proj\.up\.kernel', ('fsdp', 'tensor')),  # [rank, H K]
+  (r'mixer\.\w+_proj\.up\.bias', ('tensor',)),  # [H K]
+  (r'mixer\.o_proj\.kernel', ('tensor', 'fsdp')),  # [H V, D]
+  (r'mixer\.(q|k|v)_conv\.kernel', (None, 'tensor')),  # [W, H K]
 )
+# The name under which `jax.checkpoint` knows parameters that were gathered.
+GATHERED = 'gathered_parameter'
 
 # Axes of arrays between the layers, by name.
 ACTIVATIONS: dict[str, tuple[Entry, ...]] = {
@@ -58,11 +71,11 @@ def _rule(name: str, shape: tuple[int, ...]) -> tuple[Entry, ...]:
 
 
 def _kept(entry: Entry, size: int, mesh) -> Entry:
-  """Returns the axes of an entry that the mesh has and that divide the size."""
+  """Returns the axes of an entry that are larger than 1 and divide the size."""
   kept = ()
   for axis in (entry,) if isinstance(entry, str) else entry or ():
-    count = math.prod(mesh.shape[a] for a in kept) * mesh.shape.get(axis, 1)
-    if axis in mesh.shape and size % count == 0:
+    own = mesh.shape.get(axis, 1)
+    if own > 1 and size % (own * math.prod(mesh.shape[a] for a in kept)) == 0:
       kept += (axis,)
   return kept[0] if len(kept) == 1 else kept or None
 
@@ -98,3 +111,107 @@ def constrain(x: jax.Array, name: str) -> jax.Array:
   return jax.lax.with_sharding_constraint(
     x, fit(ACTIVATIONS[name], x.shape, mesh)
   )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _gather(x, gathered, sharded):
+  del sharded
+  return jax.lax.with_sharding_constraint(x, gathered)
+
+
+def _gather_fwd(x, gathered, sharded):
+  return _gather(x, gathered, sharded), None
+
+
+def _gather_bwd(gathered, sharded, _, dx):
+  del gathered
+  return (jax.lax.with_sharding_constraint(dx, sharded),)
+
+
+_gather.defvjp(_gather_fwd, _gather_bwd)
+
+
+def gather(params: Any, prefix: str = '') -> Any:
+  """Gathers parameters over fsdp, for use; their gradients are scattered.
+
+  Args:
+    params: nested dict or state of arrays.
+    prefix: dotted name of `params` in the model.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if ambient_size('fsdp') == 1:
+    return params
+
+  def one(path, x):
+    name = jax.tree_util.keystr(path, simple=True, separator='.')
+    spec = fit(_rule(f'{prefix}{name}', x.shape), x.shape, mesh)
+    if 'fsdp' not in spec:
+      return x
+    whole = PartitionSpec(*(None if e == 'fsdp' else e for e in spec))
+    return checkpoint_name(_gather(x, whole, spec), GATHERED)
+
+  return jax.tree_util.tree_map_with_path(one, params)
+
+
+def except_gathered(function: Callable) -> Callable:
+  """Lets the backward pass of a block gather its parameters once more.
+
+  Otherwise what was gathered would be kept for it, all layers' at once.
+  """
+  if ambient_size('fsdp') == 1:
+    return function
+  policy = jax.checkpoint_policies.save_anything_except_these_names(GATHERED)
+  return jax.checkpoint(function, policy=policy)
+
+
+def shard_map(body: Callable, specs: Any, results: Any) -> Callable:
+  """Returns `body` over the ambient mesh, all of whose axes become Manual."""
+  mapped = jax.shard_map(
+    body, in_specs=specs, out_specs=results, check_vma=False
+  )
+  # Called outside of jit, a bare shard_map compiles primitive by primitive.
+  return jax.jit(mapped)
+
+
+def parameter_spec(name: str, shape: tuple[int, ...]) -> PartitionSpec:
+  """Returns where a parameter lies on the ambient mesh."""
+  return fit(_rule(name, shape), shape, jax.sharding.get_abstract_mesh())
+
+
+def activation_spec(name: str, shape: tuple[int, ...]) -> PartitionSpec:
+  """Returns where an activation lies on the ambient mesh."""
+  return fit(ACTIVATIONS[name], shape, jax.sharding.get_abstract_mesh())
+
+
+def ambient_size(axis: str) -> int:
+  """Returns the size of an axis of the ambient mesh, 1 if it has none."""
+  return jax.sharding.get_abstract_mesh().shape.get(axis, 1)
+
+
+def gather_share(x: jax.Array, spec: PartitionSpec) -> jax.Array:
+  """Gathers a device's share of a parameter over fsdp, inside a shard_map."""
+  if 'fsdp' not in spec:
+    return x
+  return jax.lax.all_gather(x, 'fsdp', axis=spec.index('fsdp'), tiled=True)
+
+
+def reduce_to_share(
+  dx: jax.Array, spec: PartitionSpec, tokens: PartitionSpec
+) -> jax.Array:
+  """Sums a parameter's gradient over all tokens; the reverse of `gather_share`.
+
+  Args:
+    dx: the gradient by the device's own tokens, inside a shard_map.
+    spec: of the parameter.
+    tokens: of an array [B, T]. Devices that hold the same tokens count once.
+  """
+  entries = [(e,) if isinstance(e, str) else e or () for e in tokens]
+  cut = {axis for entry in entries for axis in entry}
+  if 'fsdp' in spec:
+    if 'fsdp' not in cut:
+      dx = dx / jax.lax.axis_size('fsdp')
+    dx = jax.lax.psum_scatter(
+      dx, 'fsdp', scatter_dimension=spec.index('fsdp'), tiled=True
+    )
+    cut.discard('fsdp')
+  return jax.lax.psum(dx, tuple(sorted(cut))) if cut else dx

@@ -32,15 +32,25 @@ def token_losses(
   Returns:
     The losses in nats, float32 [B, T], and a mask of booleans [B, T].
   """
-  tokens, segment_ids = batch['tokens'], batch['segment_ids']
-  logits, _ = deltanet_jax.apply(
-    model_config, params, tokens[:, :-1], segment_ids=segment_ids[:, :-1]
-  )
-  losses = optax.softmax_cross_entropy_with_integer_labels(
-    logits, tokens[:, 1:]
-  )
+  labels, mask = _labels(batch)
+  hidden, kernel = _hidden_states(model_config, params, batch)
+  return deltanet_jax.cross_entropy(hidden, kernel, labels), mask
+
+
+def _labels(batch):
+  """Returns what is predicted [B, T], and whether it counts."""
+  segment_ids = batch['segment_ids']
   same = segment_ids[:, 1:] == segment_ids[:, :-1]
-  return losses, same & (segment_ids[:, 1:] != 0)
+  return batch['tokens'][:, 1:], same & (segment_ids[:, 1:] != 0)
+
+
+def _hidden_states(model_config, params, batch):
+  return deltanet_jax.hidden_states(
+    model_config,
+    params,
+    batch['tokens'][:, :-1],
+    segment_ids=batch['segment_ids'][:, :-1],
+  )
 
 
 def _summed_gradients(model_config, params, batch, num_micro_batches):
@@ -51,8 +61,11 @@ def _summed_gradients(model_config, params, batch, num_micro_batches):
   """
 
   def summed_loss(params, batch):
-    losses, mask = token_losses(model_config, params, batch)
-    return jnp.sum(losses, where=mask), jnp.sum(mask, dtype=jnp.float32)
+    labels, mask = _labels(batch)
+    hidden, kernel = _hidden_states(model_config, params, batch)
+    weights = mask.astype(jnp.float32)
+    loss = deltanet_jax.summed_cross_entropy(hidden, kernel, labels, weights)
+    return loss, jnp.sum(weights)
 
   gradient = jax.value_and_grad(summed_loss, has_aux=True)
   if num_micro_batches == 1:
@@ -61,8 +74,10 @@ def _summed_gradients(model_config, params, batch, num_micro_batches):
   def accumulate(total, micro_batch):
     return jax.tree.map(jnp.add, total, gradient(params, micro_batch)), None
 
+  # Every device's rows are dealt out to all micro-batches: no row moves.
   micro_batches = jax.tree.map(
-    lambda x: x.reshape(num_micro_batches, -1, *x.shape[1:]), batch
+    lambda x: x.reshape(-1, num_micro_batches, *x.shape[1:]).swapaxes(0, 1),
+    batch,
   )
   zero = jnp.zeros((), jnp.float32)
   start = ((zero, zero), jax.tree.map(jnp.zeros_like, params))
