@@ -72,16 +72,27 @@ def _stacked_blocks(config, rngs):
   return _stacked(build_period, config.num_repeats)(rngs)
 
 
+_REMAT_POLICIES = {
+  'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  'mixer': jax.checkpoint_policies.save_only_these_names(
+    block_lib.MIXER_OUTPUT,
+    *(f'delta_rule_{x}' for x in ('q', 'k', 'v', 'beta', 'g', 'initial_state')),
+    'delta_rule_chunk_inverse',
+  ),
+  'offload': jax.checkpoint_policies.offload_dot_with_no_batch_dims(
+    'device', 'pinned_host'
+  ),
+  'full': jax.checkpoint_policies.nothing_saveable,
+}
+
+
 def _rematerialize(
   function: Callable, config: config_lib.ModelConfig, length: int
 ) -> Callable:
   """Wraps the pure function of a run's blocks with `config.remat`."""
   if config.remat == 'none':
     return sharding.except_gathered(function)
-  policy = {
-    'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    'full': jax.checkpoint_policies.nothing_saveable,
-  }[config.remat]
+  policy = _REMAT_POLICIES[config.remat]
   # A scan of several layers keeps the forward and the recomputation in two
   # loops, which XLA cannot merge; a single one is unrolled and could be merged.
   prevent_cse = config.num_repeats * length == 1

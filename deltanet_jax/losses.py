@@ -34,14 +34,18 @@ class _Chunk(NamedTuple):
   weights: jax.Array  # [C]
 
 
+def _wide(x):
+  """Returns the dtype of sums: float32, or what is wider."""
+  return x.dtype if x.dtype == jnp.float64 else jnp.dtype(jnp.float32)
+
+
 def _across(reduce, x, axis):
   return x if axis is None else reduce(x, axis)
 
 
 def _softmax(x, kernel, labels, axis):
   """Returns losses [C], softmax [C, V] and one-hot labels [C, V]."""
-  dtype = jnp.promote_types(x.dtype, jnp.float32)
-  logits = jnp.dot(x, kernel, preferred_element_type=dtype)
+  logits = jnp.dot(x, kernel, preferred_element_type=_wide(x))
   top = jax.lax.stop_gradient(logits.max(1, keepdims=True))
   logits = logits - _across(jax.lax.pmax, top, axis)
   exponentials = jnp.exp(logits)
@@ -85,7 +89,7 @@ def _losses(x, kernel, labels, axis, chunk_size):
 
 def _losses_and_gradients(x, kernel, labels, weights, axis, chunk_size):
   """Returns losses [B, T], dx [B, T, D] and dW [D, V], by own tokens."""
-  wide = jnp.promote_types(x.dtype, jnp.float32)
+  wide = _wide(x)
 
   def run(dkernel, chunk):
     losses, softmax, is_label = _softmax(chunk.x, kernel, chunk.labels, axis)
