@@ -21,6 +21,8 @@ _LOOP = re.compile(r'condition=%?([\w.\-]+), body=%?([\w.\-]+)')
 _CALLED = re.compile(
   r'(?:calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)'
 )
+# Instructions that only run others, on arrays in memory.
+CONTROL = ('while', 'conditional', 'call', 'async-start')
 _BRANCHES = re.compile(r'branch_computations=\{([^}]*)\}')
 
 
@@ -33,9 +35,14 @@ class Array:
   layout: str
 
   @property
+  def elements(self) -> int:
+    """Number of elements."""
+    return math.prod(self.shape)
+
+  @property
   def bytes(self) -> int:
     """Bytes without padding."""
-    return -(-math.prod(self.shape) * self.bits // 8)
+    return -(-self.elements * self.bits // 8)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,17 +192,24 @@ def called(
 
 
 def executed(
-  program: Program,
+  program: Program, *, into_fusions: bool = True
 ) -> Iterator[tuple[str, Instruction, int | None]]:
   """Yields (computation, instruction, executions) of all that runs.
 
   A computation that is run from several places comes once for each. Executions
   are None inside of a loop whose number of turns is not known.
+
+  Args:
+    program: what `parse` returned.
+    into_fusions: False: leaves out what runs inside of a fusion, a reduction
+      and the like, whose arrays are in no memory.
   """
 
   def visit(name, executions):
     for instruction in program.computations[name]:
       yield name, instruction, executions
+      if not into_fusions and instruction.opcode not in CONTROL:
+        continue
       for inner, times in called(program, instruction):
         known = executions is not None and times is not None
         yield from visit(inner, executions * times if known else None)
