@@ -42,6 +42,10 @@ _NAMED_AXIS = re.compile(r"'([^']+)'(?::\((\d+)\)(\d+))?")
 # XLA for TPU writes a reduce-scatter as a fusion of that name, an all-reduce
 # and the slice of it that a device keeps.
 _SCATTER_FUSION = 'all-reduce-scatter'
+# And an exchange beside other work as a chain of fusions, each of which has the
+# exchange as an instruction; the last one ends it.
+_LINK = 'chain_id='
+_END = 'custom_call_target="AsyncCollectiveDone"'
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -178,9 +182,20 @@ def collectives(text: str, mesh: Any) -> list[Collective]:
   Raises:
     ValueError: the text has no entry, or a line of it is not understood.
   """
+  return of_program(hlo_text.parse(text), mesh)
+
+
+def of_program(program: hlo_text.Program, mesh: Any) -> list[Collective]:
+  """Returns the exchanges of a program that is read already."""
   found = []
-  program = hlo_text.parse(text)
+  ends = {
+    name
+    for name, instructions in program.computations.items()
+    if any(_END in i.attributes for i in instructions)
+  }
   for computation, instruction, executions in hlo_text.executed(program):
+    if _LINK in instruction.attributes and computation not in ends:
+      continue
     one = _collective(instruction, computation, mesh)
     if one:
       found.append(dataclasses.replace(one, executions=executions))

@@ -199,11 +199,11 @@ def _config(preset: str, batch: int, length: int) -> config_lib.TrainLMConfig:
   )
 
 
-def compile_train_step(
-  target: str, preset: str, batch: int, length: int
-) -> Row:
-  """Returns the bytes of memory that a training step needs."""
-  # The op would decline, since the machine that compiles has no such device.
+def use_mosaic_gpu() -> None:
+  """Makes the delta rule run its Hopper kernels in this process, always.
+
+  The op would decline, since the machine that compiles has no such device.
+  """
   api.DELTA_RULE = dispatch.Op(
     'delta_rule',
     (
@@ -212,6 +212,13 @@ def compile_train_step(
       ),
     ),
   )
+
+
+def compile_train_step(
+  target: str, preset: str, batch: int, length: int
+) -> Row:
+  """Returns the bytes of memory that a training step needs."""
+  use_mosaic_gpu()
   config = _config(preset, batch, length)
   state = jax.eval_shape(lambda: train_step.init_state(config))
   window = jax.ShapeDtypeStruct((batch, length + 1), jnp.int32)
