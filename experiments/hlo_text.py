@@ -22,7 +22,7 @@ _CALLED = re.compile(
   r'(?:calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)'
 )
 # Instructions that only run others, on arrays in memory.
-CONTROL = ('while', 'conditional', 'call', 'async-start')
+CONTROL = ('while', 'conditional', 'call', 'call-start', 'async-start')
 _BRANCHES = re.compile(r'branch_computations=\{([^}]*)\}')
 
 

@@ -139,7 +139,10 @@ def _stored(type_text: str) -> int:
 class _Fusion:
   """What a fusion reads of its operands, and writes."""
 
-  def __init__(self, instructions: tuple[hlo_text.Instruction, ...]):
+  def __init__(self, program: hlo_text.Program, fusion: hlo_text.Instruction):
+    ((name, _),) = hlo_text.called(program, fusion)
+    instructions = program.computations[name]
+    self._program = program
     self._named = {i.name: i for i in instructions}
     self._users: dict[str, list[hlo_text.Instruction]] = {}
     for one in instructions:
@@ -158,6 +161,11 @@ class _Fusion:
         if user.operands[0] != name:
           return None
         total += hlo_text.num_bytes(user.type)
+      elif user.opcode == 'fusion':
+        inner = self._read_inside(user, name)
+        if inner is None:
+          return None
+        total += inner
       elif user.opcode == 'dynamic-update-slice' and user.operands[0] == name:
         continue
       elif user.opcode in ('bitcast', 'reshape') and not user.is_root:
@@ -168,6 +176,12 @@ class _Fusion:
       else:
         return None
     return total
+
+  def _read_inside(self, user: hlo_text.Instruction, name: str) -> int | None:
+    fusion = _Fusion(self._program, user)
+    places = [i for i, operand in enumerate(user.operands) if operand == name]
+    reads = [fusion._read_of(fusion._parameters[i].name) for i in places]
+    return None if None in reads else sum(reads)
 
   def read(self, index: int, type_text: str) -> int:
     """Returns the bytes that are read of an operand of that type."""
@@ -190,7 +204,9 @@ class _Fusion:
       while source.opcode in ('bitcast', 'reshape'):
         source = self._named[source.operands[0]]
       part = _stored(one)
-      if part and source.opcode == 'dynamic-update-slice':
+      if part and source.opcode == 'fusion':
+        part = _Fusion(self._program, source).written(one)
+      elif part and source.opcode == 'dynamic-update-slice':
         part = min(
           part, hlo_text.num_bytes(self._named[source.operands[1]].type)
         )
@@ -198,38 +214,46 @@ class _Fusion:
     return total
 
 
+def _result(instruction) -> str:
+  """Returns the type of what an instruction leaves in the end."""
+  opcode = instruction.opcode
+  if not opcode.endswith('-start') or opcode == 'all-reduce-start':
+    return instruction.type
+  # (operands, results, ...); of a copy the result comes first.
+  parts = hlo_text.elements(instruction.type)
+  return parts[0] if opcode == 'copy-start' else parts[1]
+
+
+def _moved_by_fusion(instruction, types, program: hlo_text.Program) -> int:
+  fusion = _Fusion(program, instruction)
+  result = _result(instruction)
+  passed = [
+    (int(x), int(y)) for x, y in _PASSED.findall(instruction.attributes)
+  ]
+  read = sum(fusion.read(i, t) for i, t in enumerate(types))
+  results = hlo_text.elements(result)
+  return (
+    read
+    + fusion.written(result)
+    - sum(fusion.read(y, types[y]) + _stored(results[x]) for x, y in passed)
+  )
+
+
 def _moved(instruction, named: _Named, program: hlo_text.Program) -> int:
   """Returns the bytes that an instruction reads and writes, once."""
-  opcode = instruction.opcode
+  opcode = instruction.opcode.removesuffix('-start')
   if opcode in _MOVES_NOTHING or opcode.endswith(('-done', '-update')):
     return 0
   types = [named[n].type for n in instruction.operands if n in named]
   if opcode == 'fusion':
-    ((inner, _),) = hlo_text.called(program, instruction)
-    fusion = _Fusion(program.computations[inner])
-    passed = [
-      (int(x), int(y)) for x, y in _PASSED.findall(instruction.attributes)
-    ]
-    read = sum(fusion.read(i, t) for i, t in enumerate(types))
-    written = fusion.written(instruction.type)
-    results = hlo_text.elements(instruction.type)
-    return (
-      read
-      + written
-      - sum(fusion.read(y, types[y]) + _stored(results[x]) for x, y in passed)
-    )
+    return _moved_by_fusion(instruction, types, program)
   if opcode in ('dynamic-slice', 'slice', 'gather'):
-    return _stored(types[0]) and 2 * hlo_text.num_bytes(instruction.type)
+    return _stored(types[0]) and 2 * hlo_text.num_bytes(_result(instruction))
   if opcode == 'dynamic-update-slice':
     return _stored(types[0]) and 2 * hlo_text.num_bytes(types[1])
   if opcode == 'scatter':
     return 2 * _stored(types[-1])
-  written = instruction.type
-  if opcode.endswith('-start') and opcode != 'all-reduce-start':
-    # (operands, results, ...); of a copy the result comes first.
-    parts = hlo_text.elements(instruction.type)
-    written = parts[0] if opcode == 'copy-start' else parts[1]
-  return sum(map(_stored, types)) + _stored(written)
+  return sum(map(_stored, types)) + _stored(_result(instruction))
 
 
 def memory_bytes(program: hlo_text.Program) -> int:

@@ -2,6 +2,7 @@ import jax
 import pytest
 
 from experiments import ahead_of_time
+from experiments import chips
 
 
 def add(x, y):
@@ -30,6 +31,15 @@ def test_what_is_missing_is_named_with_the_command_that_brings_it(tmp_path):
   assert reason.endswith('run `make setup_aot`')
   with pytest.raises(ahead_of_time.ToolsMissingError, match='make setup_aot'):
     ahead_of_time.run(f'{__name__}:add', {}, tools=tmp_path)
+
+
+def test_a_tpu_takes_its_own_compiler_alone(tmp_path):
+  parts = ahead_of_time.parts_for(chips.target('v5p:2x2x1').chip)
+  reason = ahead_of_time.missing(tmp_path, parts)
+  assert 'libtpu/libtpu.so in ' in reason and 'ptxas' not in reason
+  assert 'bin/ptxas' in ahead_of_time.missing(
+    tmp_path, ahead_of_time.parts_for(chips.target('h200').chip)
+  )
 
 
 def test_nothing_is_missing_once_all_is_there(tools):

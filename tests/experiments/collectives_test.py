@@ -115,6 +115,33 @@ ENTRY %main (p: f32[6,5]) -> f32[3,5] {{
   assert (one.kind, one.bytes_per_device) == ('reduce-scatter', SIZE / 2)
 
 
+def test_a_chain_of_fusions_sends_once():
+  gather = (
+    f'{SHAPE} all-gather(%p), replica_groups=[4,2]<=[2,4]T(1,0), '
+    'frontend_attributes={chain_id="13"}'
+  )
+  text = f"""%start (p: f32[3,5]) -> f32[6,5] {{
+  %p = f32[3,5] parameter(0)
+  %g = {gather}
+  ROOT %c = {SHAPE} custom-call(%g), custom_call_target="AsyncCollectiveStart"
+}}
+
+%done (p: f32[3,5]) -> f32[6,5] {{
+  %p = f32[3,5] parameter(0)
+  %g = {gather}
+  ROOT %c = {SHAPE} custom-call(%g), custom_call_target="AsyncCollectiveDone"
+}}
+
+ENTRY %main (p: f32[3,5]) -> f32[6,5] {{
+  %p.1 = f32[3,5] parameter(0)
+  %f = {SHAPE} fusion(%p.1), kind=kCustom, calls=%start
+  ROOT %e = {SHAPE} fusion(%p.1), kind=kCustom, calls=%done
+}}
+"""
+  (one,) = collectives.collectives(text, MESH)
+  assert (one.kind, one.bytes_per_device) == ('all-gather', SIZE / 2)
+
+
 @pytest.mark.parametrize(
   ('line', 'message'),
   [
