@@ -14,7 +14,7 @@ import pathlib
 from absl import app
 from absl import flags
 
-from experiments import ahead_of_time
+from experiments import compile_suite
 from experiments import compile_tables
 from experiments import config as config_lib
 from experiments import config_flags
@@ -28,12 +28,10 @@ def define_flags() -> None:
   flags.DEFINE_enum(
     'config', 'delta_net_1b', list(configs.TRAIN_LM), 'Named configuration.'
   )
-  flags.DEFINE_string('target', 'h200:8', 'v5p:4x4x4, v5e:16x16, h200:64 ...')
+  flags.DEFINE_list('target', None, 'v5p:4x4x4, h200:64 ...; of a suite, some.')
   flags.DEFINE_bool('json', False, 'Print one object, not lines.')
   flags.DEFINE_enum('suite', None, ['models'], 'Add to a table, by --output.')
-  flags.DEFINE_string(
-    'output', 'results/compiled_models.jsonl', 'Of a suite; beside it .md.'
-  )
+  flags.DEFINE_string('output', 'results/compiled_models.jsonl', 'Of a suite.')
 
 
 def main(argv: Sequence[str]) -> int:
@@ -43,12 +41,14 @@ def main(argv: Sequence[str]) -> int:
   args = flags.FLAGS
   try:
     if args.suite:
-      for line in compile_tables.run(pathlib.Path(args.output)):
+      machines = args.target or compile_suite.MACHINES
+      for line in compile_tables.run(pathlib.Path(args.output), machines):
         print(line, flush=True)
       return 0
     config = config_flags.override(configs.TRAIN_LM[args.config]())
-    row = pod_compilation.report(args.target, config)
-  except (ValueError, ahead_of_time.ToolsMissingError) as error:
+    (target,) = args.target or ['h200:8']
+    row = pod_compilation.report(target, config)
+  except (ValueError, RuntimeError) as error:
     raise SystemExit(f'error: {error}') from error
   lines = [json.dumps(row)] if args.json else compile_tables.describe(row)
   print(*lines, sep='\n')

@@ -6,7 +6,7 @@ chips as divide the rows share these, the others the tokens of a row
 leaves room.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 import itertools
 import json
 import pathlib
@@ -19,7 +19,7 @@ from experiments import pod_compilation
 TOKENS = 2**20
 MODELS = ('340m', '1b', '3b', '7b')
 CONTEXTS = (2048, 8192, 32_768, 131_072)
-# The first compile in a minute or two, the last in several.
+# A step compiles in two minutes for the first, in some ten for the second.
 MACHINES = ('h200:64', 'v5p:4x4x4')
 
 
@@ -55,27 +55,33 @@ def read_rows(path: pathlib.Path) -> list[pod_compilation.Row]:
   return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def _case_of(row: pod_compilation.Row) -> Case:
+def case_of(row: pod_compilation.Row) -> Case:
+  """Returns the case of a row."""
   return Case(row['model'], row['sequence_length'], row['target'])
 
 
-def missing(path: pathlib.Path) -> list[Case]:
-  """Returns the cases that the file has no row of."""
-  done = {_case_of(row) for row in read_rows(path)}
-  return [case for case in CASES if case not in done]
+def missing(
+  path: pathlib.Path, machines: Sequence[str] = MACHINES
+) -> list[Case]:
+  """Returns the cases on some machines that the file has no row of."""
+  done = {case_of(row) for row in read_rows(path)}
+  return [c for c in CASES if c.machine in machines and c not in done]
 
 
-def run(path: pathlib.Path) -> Iterator[pod_compilation.Row]:
+def run(
+  path: pathlib.Path, machines: Sequence[str] = MACHINES
+) -> Iterator[pod_compilation.Row]:
   """Adds the rows that are missing to a file, and yields them.
 
-  A run that is stopped goes on at the next call.
+  A run that is stopped goes on at the next call; two runs for different
+  machines may write to the same file.
 
   Raises:
     ahead_of_time.ToolsMissingError: a compiler is not installed.
     ahead_of_time.CompilationError: a step does not compile.
   """
   path.parent.mkdir(parents=True, exist_ok=True)
-  for case in missing(path):
+  for case in missing(path, machines):
     row = pod_compilation.report(case.machine, case.config, choose_remat=True)
     row = {'model': case.model} | row
     with path.open('a') as file:

@@ -1,6 +1,6 @@
 """Tables of compiled train steps, of one in full and of many in Markdown."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 import pathlib
 
 from experiments import compile_suite
@@ -100,6 +100,10 @@ def _line(cells: Iterable[str]) -> str:
   return f'| {" | ".join(cells)} |'
 
 
+def _place(row: pod_compilation.Row) -> int:
+  return compile_suite.CASES.index(compile_suite.case_of(row))
+
+
 def markdown(
   rows: Iterable[pod_compilation.Row],
   missing: Iterable[compile_suite.Case] = (),
@@ -113,6 +117,7 @@ def markdown(
     'in GiB. Step and MFU are estimates by a roofline, not measured: from all '
     'clocks hidden behind the longest to none hidden.'
   )
+  rows.sort(key=_place)
   for target in dict.fromkeys(row['target'] for row in rows):
     yield from ('', f'## {target}', '')
     yield _line(_HEADER)
@@ -136,12 +141,14 @@ def markdown(
     yield from ('', f'Not compiled yet: {", ".join(not_done)}.')
 
 
-def run(path: pathlib.Path) -> Iterator[str]:
+def run(
+  path: pathlib.Path, machines: Sequence[str] = compile_suite.MACHINES
+) -> Iterator[str]:
   """Adds the rows that are missing, yields a line each, and writes the table.
 
   The table is Markdown beside the rows, and written after every one of them.
   """
-  for row in compile_suite.run(path):
+  for row in compile_suite.run(path, machines):
     write(path)
     yield _line(_cells(row))
   write(path)

@@ -200,18 +200,15 @@ def _config(preset: str, batch: int, length: int) -> config_lib.TrainLMConfig:
 
 
 def use_mosaic_gpu() -> None:
-  """Makes the delta rule run its Hopper kernels in this process, always.
+  """Lets the delta rule take its Hopper kernels in this process.
 
-  The op would decline, since the machine that compiles has no such device.
+  They would decline, since the machine that compiles has no such device.
   """
-  api.DELTA_RULE = dispatch.Op(
-    'delta_rule',
-    (
-      dispatch.Implementation(
-        name='mosaic_gpu', function=mosaic_gpu.delta_rule
-      ),
-    ),
+  kernels, *others = api.DELTA_RULE.implementations
+  available = dispatch.Implementation(
+    name=kernels.name, function=kernels.function
   )
+  api.DELTA_RULE = dispatch.Op('delta_rule', (available, *others))
 
 
 def compile_train_step(

@@ -1,7 +1,9 @@
 """Compiles the train step for machines that are not there, and takes stock.
 
 `report` starts a child process; what runs in it, `compile_step`, is called by
-nobody else.
+nobody else. Ops choose their implementations as on that machine: on GPUs of the
+Hopper family the kernels of the delta rule where they cover the arguments, else
+`xla`. Attention is that of XLA, not of cuDNN, which is not there to ask.
 
 Memory, per chip: parameters and slots of the optimizer by their shardings,
 temporary memory as the compiler planned it. Activations are the part of it that
@@ -43,7 +45,8 @@ REMAT = ('none', 'dots', 'mixer', 'full')
 _USABLE = 0.7
 _NEEDED = re.compile(r'\(([\d.]+)([KMG]?)\) exceeds available HBM')
 _UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30}
-_KERNEL = 'mosaic_gpu'
+_KERNEL = 'custom_call_target="mosaic_gpu'
+_ON_KERNELS = ('delta_net', 'gated_delta_net')
 
 
 def with_mesh(
@@ -62,26 +65,6 @@ def with_mesh(
     data=1, fsdp=fsdp, sequence=target.num_chips // fsdp
   )
   return dataclasses.replace(config, mesh=mesh)
-
-
-def _for_chip(config, chip: chips.Chip):
-  """Returns the config with implementations that compile for the chip.
-
-  What runs is otherwise chosen by the devices of the process, which are CPUs:
-  `xla` for all ops but the delta rule on a Hopper GPU.
-  """
-  model = config.model
-  if not chip.is_tpu:
-    kernel_compilation.use_mosaic_gpu()
-  for name in set(model.mixers):
-    options = getattr(model, name)
-    if not hasattr(options, 'implementation'):
-      continue
-    on_kernels = not chip.is_tpu and name == 'delta_net'
-    chosen = _KERNEL if on_kernels else 'xla'
-    options = dataclasses.replace(options, implementation=chosen)
-    model = dataclasses.replace(model, **{name: options})
-  return dataclasses.replace(config, model=model)
 
 
 def _share_bytes(tree: Any) -> int:
@@ -173,10 +156,11 @@ def _needed_bytes(error: jax.errors.JaxRuntimeError) -> float:
   return float(match[1]) * _UNITS[match[2]]
 
 
-def _work(config, compiled, mesh, chip: chips.Chip, tokens: float):
-  program = hlo_text.parse(compiled.as_text())
+def _work(config, compiled, mesh, tokens: float) -> roofline.Work:
+  text = compiled.as_text()
+  program = hlo_text.parse(text)
   flops = program_costs.flops(program)
-  if not chip.is_tpu:
+  if _KERNEL in text:
     # What kernels compute the text does not say: as much as the formula, once.
     periods = config.model.num_layers // len(config.model.mixers)
     flops += (
@@ -185,7 +169,7 @@ def _work(config, compiled, mesh, chip: chips.Chip, tokens: float):
       * sum(
         model_flops.core_flops(config.model, name, config.data.sequence_length)
         for name in config.model.mixers
-        if name == 'delta_net'
+        if name in _ON_KERNELS
       )
     )
   return roofline.Work(
@@ -219,7 +203,9 @@ def compile_step(
   machine = chips.target(target)
   chip = machine.chip
   run = config_lib.from_dict(config_lib.TrainLMConfig, dict(config))
-  run = _for_chip(with_mesh(run, machine), chip)
+  run = with_mesh(run, machine)
+  if not chip.is_tpu:
+    kernel_compilation.use_mosaic_gpu()
   mesh = mesh_lib.build(run, ahead_of_time.devices(machine))
   state = train_step.abstract_state(run, mesh)
   parameters = _share_bytes(state['params'])
@@ -250,7 +236,7 @@ def compile_step(
     return row | {'compile_seconds': time.monotonic() - start}
   row['compile_seconds'] = time.monotonic() - start
   row['memory'] |= _planned(compiled)
-  work = _work(run, compiled, mesh, chip, tokens)
+  work = _work(run, compiled, mesh, tokens)
   return row | {
     'flops': work.flops,
     'memory_traffic_bytes': work.memory_bytes,

@@ -39,7 +39,11 @@ def test_rows_that_are_there_are_not_compiled_again(tmp_path, monkeypatch):
     list(compile_suite.run(path))
   rows = [json.loads(line) for line in path.read_text().splitlines()]
   assert [row['model'] for row in rows] == ['340m', '340m']
+  (of_tpu,) = (m for m in compile_suite.MACHINES if m.startswith('v'))
+  slices = list(compile_suite.run(path, [of_tpu]))
+  assert {row['target'] for row in slices} == {of_tpu}
   again = list(compile_suite.run(path))
-  assert len(again) == len(compile_suite.CASES) - 2
-  assert compiled[2] == compiled[3]  # The one that was interrupted.
+  assert len(again) + len(slices) == len(compile_suite.CASES) - 2
+  # The one that was interrupted.
+  assert compiled[2] == compiled[3 + len(slices)]
   assert not compile_suite.missing(path)

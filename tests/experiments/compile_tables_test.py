@@ -101,7 +101,8 @@ def test_the_table_has_a_line_a_row_and_names_what_is_missing():
 def test_a_run_writes_the_table_beside_the_rows(tmp_path, monkeypatch):
   path = tmp_path / 'rows.jsonl'
 
-  def run(path):
+  def run(path, machines):
+    assert machines == compile_suite.MACHINES
     path.write_text(json.dumps(ROW) + '\n')
     yield ROW
 
