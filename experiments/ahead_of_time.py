@@ -163,12 +163,17 @@ def devices(target: chips.Target) -> list[jax.Device]:
   """Returns devices that can be compiled for; only below `run`.
 
   Raises:
-    ValueError: nothing compiles for such a chip.
+    ValueError: nothing compiles for such a chip, or its devices are cores.
   """
   name = target.chip.name
   if target.chip.is_tpu:
     topology = f'{name}:{"x".join(map(str, target.shape))}'
     found = topologies.get_topology_desc(platform='tpu', topology_name=topology)
+    if len(found.devices) != target.num_chips:
+      raise ValueError(
+        f'{target.name} has {len(found.devices)} devices for '
+        f'{target.num_chips} chips: only kinds with a device a chip are known'
+      )
     return list(found.devices)
   if name not in TARGETS:
     raise ValueError(f'target must be one of {tuple(TARGETS)}, got {name!r}')

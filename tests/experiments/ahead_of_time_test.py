@@ -1,3 +1,5 @@
+import types
+
 import jax
 import pytest
 
@@ -66,3 +68,17 @@ def test_the_reason_of_a_failure_is_passed_on(tools):
 def test_an_unknown_target_is_refused():
   with pytest.raises(ValueError, match="must be one of .*, got 'abacus'"):
     ahead_of_time.compile_for('abacus', jax.jit(abs), (1.0,))
+
+
+def test_a_slice_whose_devices_are_cores_is_refused(monkeypatch):
+  cores = types.SimpleNamespace(devices=[None] * 32)
+  monkeypatch.setattr(
+    ahead_of_time.topologies, 'get_topology_desc', lambda **_: cores
+  )
+  with pytest.raises(ValueError, match='32 devices for 16 chips'):
+    ahead_of_time.devices(chips.target('v4:2x2x4'))
+
+
+def test_a_gpu_without_a_description_is_refused():
+  with pytest.raises(ValueError, match="must be one of .*, got 'a100'"):
+    ahead_of_time.devices(chips.target('a100:8'))
