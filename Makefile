@@ -30,7 +30,7 @@ help:  ## list the targets
 
 setup: $(STAMP)  ## install everything into .venv
 
-setup_aot: $(AOT)/.installed  ## what compiles for a GPU that is not there
+setup_aot: $(AOT)/.installed  ## what compiles for devices that are not there
 
 train: setup  ## train a small DeltaNet on this machine; re-run to resume
 	$(BIN)/python -m experiments.train_lm --config=laptop \
@@ -105,5 +105,6 @@ $(STAMP): setup.cfg pyproject.toml $(CONSTRAINTS)
 $(AOT)/.installed: $(CONSTRAINTS) | setup
 	rm -rf $(AOT)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
-	  --target $(AOT) $$(grep -E '^(jax-cuda13|nvidia)-' $(CONSTRAINTS))
+	  --target $(AOT) $$(grep -E '^(jax-cuda13|nvidia|libtpu)[-=]' \
+	  $(CONSTRAINTS))
 	@touch $@

@@ -14,6 +14,7 @@ from deltanet_jax.generation import generate
 from deltanet_jax.language_model import LanguageModel
 from deltanet_jax.language_model import apply
 from deltanet_jax.language_model import count_parameters
+from deltanet_jax.language_model import hidden_states
 from deltanet_jax.language_model import init
 from deltanet_jax.language_model import init_cache
 from deltanet_jax.layers.abc import ABC
@@ -41,6 +42,8 @@ from deltanet_jax.layers.rwkv4 import RWKV4
 from deltanet_jax.layers.rwkv6 import RWKV6
 from deltanet_jax.layers.rwkv7 import RWKV7
 from deltanet_jax.layers.schlag import Schlag
+from deltanet_jax.losses import cross_entropy
+from deltanet_jax.losses import summed_cross_entropy
 from deltanet_jax.presets import delta_net_1b
 from deltanet_jax.presets import delta_net_340m
 from deltanet_jax.presets import preset
@@ -76,10 +79,13 @@ __all__ = [
   'SlidingWindow',
   'apply',
   'count_parameters',
+  'cross_entropy',
   'delta_net_1b',
   'delta_net_340m',
   'generate',
+  'hidden_states',
   'init',
   'init_cache',
   'preset',
+  'summed_cross_entropy',
 ]

@@ -4,11 +4,15 @@ from typing import Any
 
 from flax import nnx
 import jax
+from jax.ad_checkpoint import checkpoint_name
 
 from deltanet_jax import config as config_lib
 from deltanet_jax import mixers
 from deltanet_jax.layers import mlp
 from deltanet_jax.layers import norm
+
+# The name under which `jax.checkpoint` knows what a block's mixer returns.
+MIXER_OUTPUT = 'mixer_output'
 
 
 class Block(nnx.Module):
@@ -50,7 +54,7 @@ class Block(nnx.Module):
     y, cache = self.mixer(
       self.mixer_norm(x), segment_ids=segment_ids, cache=cache
     )
-    x = x + y
+    x = x + checkpoint_name(y, MIXER_OUTPUT)
     if not self.use_mlp:
       return x, cache
     return x + self.mlp(self.mlp_norm(x)), cache

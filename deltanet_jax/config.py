@@ -28,7 +28,7 @@ from deltanet_jax.layers import rwkv6 as rwkv6_lib
 from deltanet_jax.layers import rwkv7 as rwkv7_lib
 from deltanet_jax.layers import schlag as schlag_lib
 
-RematPolicy = Literal['none', 'dots', 'full']
+RematPolicy = Literal['none', 'dots', 'mixer', 'offload', 'full']
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,8 +49,13 @@ class ModelConfig:
     tie_embeddings: the output projection is the transposed embedding.
     norm_eps: epsilon of every RMSNorm.
     dtype: dtype of the activations; parameters are float32.
-    remat: what a block's backward pass recomputes: `none` nothing, `dots`
-      everything but matrix products, `full` everything.
+    remat: what a block keeps for its backward pass, from most to least memory;
+      the rest is recomputed. `none`: everything. `dots`: the results of its
+      projections. `mixer`: the output of the mixer and what the GPU kernels of
+      the delta rule name (`delta_rule_*`: their inputs and the inverses of
+      chunks), so that neither they nor the MLP's input run twice. `offload`:
+      the results of the projections, in the memory of the host. `full`: its
+      input alone.
     delta_net: options of the `delta_net` mixer, and so on for all mixers.
   """
 

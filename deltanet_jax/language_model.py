@@ -38,6 +38,8 @@ import jax.numpy as jnp
 
 from deltanet_jax import block as block_lib
 from deltanet_jax import config as config_lib
+from deltanet_jax import sharding
+from deltanet_jax.layers import embedding
 from deltanet_jax.layers import linear
 from deltanet_jax.layers import norm
 
@@ -70,16 +72,27 @@ def _stacked_blocks(config, rngs):
   return _stacked(build_period, config.num_repeats)(rngs)
 
 
+_REMAT_POLICIES = {
+  'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  'mixer': jax.checkpoint_policies.save_only_these_names(
+    block_lib.MIXER_OUTPUT,
+    *(f'delta_rule_{x}' for x in ('q', 'k', 'v', 'beta', 'g', 'initial_state')),
+    'delta_rule_chunk_inverse',
+  ),
+  'offload': jax.checkpoint_policies.offload_dot_with_no_batch_dims(
+    'device', 'pinned_host'
+  ),
+  'full': jax.checkpoint_policies.nothing_saveable,
+}
+
+
 def _rematerialize(
   function: Callable, config: config_lib.ModelConfig, length: int
 ) -> Callable:
   """Wraps the pure function of a run's blocks with `config.remat`."""
   if config.remat == 'none':
-    return function
-  policy = {
-    'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    'full': jax.checkpoint_policies.nothing_saveable,
-  }[config.remat]
+    return sharding.except_gathered(function)
+  policy = _REMAT_POLICIES[config.remat]
   # A scan of several layers keeps the forward and the recomputation in two
   # loops, which XLA cannot merge; a single one is unrolled and could be merged.
   prevent_cse = config.num_repeats * length == 1
@@ -141,15 +154,35 @@ class LanguageModel(nnx.Module):
     Returns:
       float32 logits [B, T, vocab] and the new cache (None without one).
     """
-    x = self.embedding(tokens)  # [B, T, D]
+    x, cache = self.hidden_states(tokens, segment_ids=segment_ids, cache=cache)
+    return linear.project_to_float32(x, self.output_kernel), cache
+
+  @property
+  def output_kernel(self) -> jax.Array:
+    """What hidden states are multiplied by for logits, float32 [D, vocab]."""
+    if self.config.tie_embeddings:
+      return self.embedding.embedding[...].T
+    return self.output.kernel[...]
+
+  def hidden_states(
+    self,
+    tokens: jax.Array,
+    *,
+    segment_ids: jax.Array | None = None,
+    cache: Cache | None = None,
+  ) -> tuple[jax.Array, Cache | None]:
+    """Returns what logits are projected from, [B, T, D]; see `__call__`."""
+    tokens = sharding.constrain(tokens, 'tokens')
+    if segment_ids is not None:
+      segment_ids = sharding.constrain(segment_ids, 'ids')
+    x = sharding.constrain(self._embed(tokens), 'stream')
     x, cache = self._run_blocks(x, segment_ids, cache)
-    x = self.final_norm(x)
-    kernel = (
-      self.embedding.embedding[...].T
-      if self.config.tie_embeddings
-      else self.output.kernel[...]
-    )
-    return linear.project_to_float32(x, kernel), cache
+    return self.final_norm(x), cache
+
+  def _embed(self, tokens):
+    """Returns the embeddings [B, T, D]."""
+    x = embedding.lookup(self.embedding.embedding[...], tokens)
+    return x.astype(jnp.dtype(self.config.dtype))
 
   def _run_blocks(self, x, segment_ids, cache):
     """Scans the repeats of the period over x [B, T, D]."""
@@ -159,8 +192,9 @@ class LanguageModel(nnx.Module):
 
     def run_block(graph, x, layer):
       params, cache = layer
-      block = nnx.merge(graph, params)
-      return block(x, segment_ids=segment_ids, cache=cache)
+      block = nnx.merge(graph, sharding.gather(params))
+      x, cache = block(x, segment_ids=segment_ids, cache=cache)
+      return sharding.constrain(x, 'stream'), cache
 
     def run_period(x, layer):
       params, cache = layer
@@ -208,6 +242,41 @@ def apply(
   Raises:
     ValueError: shapes or names do not fit, naming the first that differs.
   """
+  _check_tokens(tokens, segment_ids)
+  model = _merge(config, params)
+  return model(tokens, segment_ids=segment_ids, cache=cache)
+
+
+def hidden_states(
+  config: config_lib.ModelConfig,
+  params: Params,
+  tokens: jax.Array,
+  *,
+  segment_ids: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+  """Returns what `apply` multiplies for its logits, for a loss in parts.
+
+  Args:
+    config: as of `apply`.
+    params: as of `apply`.
+    tokens: as of `apply`.
+    segment_ids: as of `apply`.
+
+  Returns:
+    Hidden states [B, T, D] in the dtype of the activations and the float32
+    kernel [D, vocab]; `losses.cross_entropy` takes both.
+
+  Raises:
+    ValueError: as of `apply`.
+  """
+  _check_tokens(tokens, segment_ids)
+  model = _merge(config, params)
+  x, _ = model.hidden_states(tokens, segment_ids=segment_ids)
+  return x, model.output_kernel
+
+
+def _check_tokens(tokens, segment_ids):
+  """Raises ValueError unless both are integers [B, T]."""
   if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
     raise ValueError(
       f'tokens must be integers of shape [B, T], got {tokens.dtype} of shape '
@@ -218,9 +287,12 @@ def apply(
       f'segment_ids must have the shape of tokens, {tuple(tokens.shape)}, got '
       f'{tuple(segment_ids.shape)}'
     )
+
+
+def _merge(config, params):
+  """Returns the model with these parameters, once their shapes are checked."""
   _check_params(config, params)
-  model = nnx.merge(_graph(config), params)
-  return model(tokens, segment_ids=segment_ids, cache=cache)
+  return nnx.merge(_graph(config), params)
 
 
 def init_cache(config: config_lib.ModelConfig, batch: int) -> Cache:

@@ -5,7 +5,8 @@
 340m and 1b have the paper's 24 layers of width 1024 and 2048 and its vocabulary
 of 32,000, not tied. Of its 3B model it says that it follows PowerLM-3B, whose
 shape (40 layers of width 2304, MLPs of 9216, a tied vocabulary of 49,152) 3b
-takes over: inferred, not stated. `tiny` runs on a CPU.
+takes over: inferred, not stated. It has no 7B model: 7b has the shape of Llama
+7B (arXiv 2302.13971, table 2). `tiny` runs on a CPU.
 
 Baselines have within 2 % of the parameters of the DeltaNet of their size:
 
@@ -56,8 +57,15 @@ _SIZES = {
     mlp_width=9216,
     tie_embeddings=True,
   ),
+  '7b': config_lib.ModelConfig(
+    vocab_size=32_000,
+    model_width=4096,
+    num_layers=32,
+    num_heads=32,
+    mlp_width=11_008,
+  ),
 }
-_MAMBA_LAYERS = {'tiny': 6, '340m': 46, '1b': 46, '3b': 102}
+_MAMBA_LAYERS = {'tiny': 6, '340m': 46, '1b': 46, '3b': 102, '7b': 62}
 SIZES = tuple(_SIZES)
 
 

@@ -1,13 +1,13 @@
-"""Compiles for a GPU that is not there, and reads what the compiler says.
+"""Compiles for GPUs and TPUs that are not there.
 
-The CUDA plugin of JAX takes a description of a device instead of a device; it
-and NVIDIA's assembler lie in a folder of their own, `TOOLS` (`make setup_aot`):
-beside them every start of JAX on a machine without a GPU would complain. What
-they need is set in the environment before JAX starts, so each compilation runs
-in a child process, `run`.
+The CUDA plugin of JAX takes a description of a device instead of a device, and
+libtpu the name of a slice; they and NVIDIA's assembler lie in a folder of their
+own, `TOOLS` (`make setup_aot`): beside them every start of JAX on a machine
+without these devices would complain. What they need is set in the environment
+before JAX starts, so each compilation runs in a child process, `run`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import importlib
 import json
 import os
@@ -20,12 +20,15 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
+from experiments import chips
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 TOOLS = pathlib.Path(sys.prefix) / 'aot'
 
 PARTS = ('jax_cuda13_plugin', 'jax_plugins/xla_cuda13') + tuple(
   f'nvidia/cu13/{name}' for name in ('bin/ptxas', 'bin/nvdisasm', 'nvvm')
 )
+TPU_PARTS = ('libtpu/libtpu.so',)
 _RESULT = 'result.json'
 
 # Facts about the devices that the compiler asks for: GpuTargetConfigProto.
@@ -78,15 +81,22 @@ class CompilationError(RuntimeError):
   """The child process failed; the message ends with its last lines."""
 
 
-def missing(tools: pathlib.Path = TOOLS) -> str | None:
+def missing(
+  tools: pathlib.Path = TOOLS, parts: Sequence[str] = PARTS
+) -> str | None:
   """Returns what is not installed and how to install it, or None."""
-  absent = [part for part in PARTS if not (tools / part).exists()]
+  absent = [part for part in parts if not (tools / part).exists()]
   if not absent:
     return None
   return (
-    f'compiling for a GPU ahead of time needs {", ".join(absent)} in {tools}: '
-    'run `make setup_aot`'
+    f'compiling ahead of time needs {", ".join(absent)} in {tools}: run '
+    '`make setup_aot`'
   )
+
+
+def parts_for(chip: chips.Chip) -> tuple[str, ...]:
+  """Returns what compiling for a chip needs of `TOOLS`."""
+  return TPU_PARTS if chip.is_tpu else PARTS
 
 
 def _environment(tools: pathlib.Path) -> dict[str, str]:
@@ -98,6 +108,8 @@ def _environment(tools: pathlib.Path) -> dict[str, str]:
     'JAX_PLATFORMS': 'cpu',  # Or the plugin looks for libraries of a GPU.
     'JAX_ENABLE_COMPILATION_CACHE': 'false',  # What is cached dumps nothing.
     'PYTHONPATH': os.pathsep.join(filter(None, paths)),
+    'TPU_SKIP_MDS_QUERY': '1',  # Or libtpu asks the network which TPU it is on.
+    'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
   }
 
 
@@ -106,15 +118,17 @@ def run(
   arguments: Mapping[str, Any],
   *,
   tools: pathlib.Path = TOOLS,
+  parts: Sequence[str] = PARTS,
   timeout_seconds: float = 600.0,
 ) -> Any:
-  """Calls a function in a process that can compile for a GPU.
+  """Calls a function in a process that can compile for such devices.
 
   Args:
     function: 'package.module:name'; takes the arguments by name and returns
       what JSON can hold.
     arguments: what JSON can hold.
     tools: the folder that `make setup_aot` fills.
+    parts: what of it the function needs.
     timeout_seconds: after which the process is stopped.
 
   Raises:
@@ -122,7 +136,7 @@ def run(
     CompilationError: the function raised, or the compiler ended the process.
     subprocess.TimeoutExpired: it took too long.
   """
-  reason = missing(tools)
+  reason = missing(tools, parts)
   if reason:
     raise ToolsMissingError(reason)
   with tempfile.TemporaryDirectory(prefix='ahead_of_time_') as scratch:
@@ -145,6 +159,33 @@ def run(
     return json.loads(result.read_text())
 
 
+def devices(target: chips.Target) -> list[jax.Device]:
+  """Returns devices that can be compiled for; only below `run`.
+
+  Raises:
+    ValueError: nothing compiles for such a chip, or its devices are cores.
+  """
+  name = target.chip.name
+  if target.chip.is_tpu:
+    topology = f'{name}:{"x".join(map(str, target.shape))}'
+    found = topologies.get_topology_desc(platform='tpu', topology_name=topology)
+    if len(found.devices) != target.num_chips:
+      raise ValueError(
+        f'{target.name} has {len(found.devices)} devices for '
+        f'{target.num_chips} chips: only kinds with a device a chip are known'
+      )
+    return list(found.devices)
+  if name not in TARGETS:
+    raise ValueError(f'target must be one of {tuple(TARGETS)}, got {name!r}')
+  hosts = -(-target.num_chips // chips.GPUS_PER_HOST)
+  found = topologies.get_topology_desc(
+    platform='cuda',
+    target_config=TARGETS[name],
+    topology=f'{hosts}x1x{target.num_chips // hosts}',
+  )
+  return list(found.devices)
+
+
 def compile_for(
   target: str,
   function: Callable[..., Any],
@@ -165,11 +206,8 @@ def compile_for(
   """
   if target not in TARGETS:
     raise ValueError(f'target must be one of {tuple(TARGETS)}, got {target!r}')
-  topology = topologies.get_topology_desc(
-    platform='cuda', target_config=TARGETS[target], topology='1x1x1'
-  )
-  mesh = topologies.make_mesh(topology, (1,), ('device',))
-  sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+  (device,) = devices(chips.target(target))
+  sharding = jax.sharding.SingleDeviceSharding(device)
   arguments = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
     arguments,
@@ -178,7 +216,7 @@ def compile_for(
     dump.mkdir(parents=True, exist_ok=True)
     os.environ['MOSAIC_GPU_DUMP_TO'] = str(dump)
   # Mosaic asks the default device for its architecture.
-  with jax.default_device(topology.devices[0]):
+  with jax.default_device(device):
     compiled = function.trace(*arguments).lower().compile()
   if dump:
     del os.environ['MOSAIC_GPU_DUMP_TO']

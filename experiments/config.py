@@ -214,6 +214,33 @@ class CheckpointConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+  """How the devices share the work; the axes are those of `deltanet_jax`.
+
+  Attributes:
+    data: copies of the model, each with its own rows of the batch; 0: as many
+      as the other axes leave devices for and the rows divide evenly.
+    fsdp: devices that share the rows and keep a part of the parameters each.
+    tensor: devices that share heads, MLP channels and the vocabulary.
+    sequence: devices that share the tokens of every row.
+    dcn_data: copies on slices (or hosts) that only a slow network joins, over
+      and above `data`.
+  """
+
+  data: int = 0
+  fsdp: int = 1
+  tensor: int = 1
+  sequence: int = 1
+  dcn_data: int = 1
+
+  def __post_init__(self):
+    _require(self.data >= 0, f'mesh.data must be at least 0, got {self.data}')
+    for name in ('fsdp', 'tensor', 'sequence', 'dcn_data'):
+      value = getattr(self, name)
+      _require(value >= 1, f'mesh.{name} must be at least 1, got {value}')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainLMConfig:
   """A language-model training run, whole.
 
@@ -224,6 +251,7 @@ class TrainLMConfig:
     training: length of the run and handling of bad steps.
     evaluation: when and how the model is measured.
     checkpoint: when the state is saved, and what is kept.
+    mesh: how the devices share the work.
   """
 
   model: model_config.ModelConfig
@@ -232,6 +260,7 @@ class TrainLMConfig:
   training: TrainingConfig = TrainingConfig()
   evaluation: EvaluationConfig = EvaluationConfig()
   checkpoint: CheckpointConfig = CheckpointConfig()
+  mesh: MeshConfig = MeshConfig()
 
   def __post_init__(self):
     accumulation = self.training.gradient_accumulation_steps
@@ -241,6 +270,15 @@ class TrainLMConfig:
       f'training.gradient_accumulation_steps, got {self.data.batch_size} and '
       f'{accumulation}',
     )
+    for name, size, axis in (
+      ('model.num_heads', self.model.num_heads, 'tensor'),
+      ('data.sequence_length', self.data.sequence_length, 'sequence'),
+    ):
+      count = getattr(self.mesh, axis)
+      _require(
+        size % count == 0,
+        f'{name} must be a multiple of mesh.{axis}, got {size} and {count}',
+      )
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -199,19 +199,23 @@ def _config(preset: str, batch: int, length: int) -> config_lib.TrainLMConfig:
   )
 
 
+def use_mosaic_gpu() -> None:
+  """Lets the delta rule take its Hopper kernels in this process.
+
+  They would decline, since the machine that compiles has no such device.
+  """
+  kernels, *others = api.DELTA_RULE.implementations
+  available = dispatch.Implementation(
+    name=kernels.name, function=kernels.function
+  )
+  api.DELTA_RULE = dispatch.Op('delta_rule', (available, *others))
+
+
 def compile_train_step(
   target: str, preset: str, batch: int, length: int
 ) -> Row:
   """Returns the bytes of memory that a training step needs."""
-  # The op would decline, since the machine that compiles has no such device.
-  api.DELTA_RULE = dispatch.Op(
-    'delta_rule',
-    (
-      dispatch.Implementation(
-        name='mosaic_gpu', function=mosaic_gpu.delta_rule
-      ),
-    ),
-  )
+  use_mosaic_gpu()
   config = _config(preset, batch, length)
   state = jax.eval_shape(lambda: train_step.init_state(config))
   window = jax.ShapeDtypeStruct((batch, length + 1), jnp.int32)

@@ -8,6 +8,7 @@ from absl import app
 from absl import flags
 from absl import logging
 
+from experiments import compilation_cache
 from experiments import config as config_lib
 from experiments import config_flags
 from experiments import configs
@@ -21,6 +22,11 @@ _CONFIG = flags.DEFINE_enum(
 _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Directory of the run.', required=True
 )
+_COMPILATION_CACHE = flags.DEFINE_string(
+  'compilation_cache',
+  compilation_cache.default_directory(),
+  'Directory that keeps compiled programs; empty: none are kept.',
+)
 
 
 def main(argv: list[str]) -> None:
@@ -28,6 +34,7 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f'flags only, got the arguments {argv[1:]}')
   logging.set_verbosity(logging.INFO)
+  compilation_cache.keep_in(_COMPILATION_CACHE.value)
   try:
     config = config_flags.override(configs.TRAIN_LM[_CONFIG.value]())
     print(loop.train(config, _WORKDIR.value))

@@ -7,6 +7,8 @@ https://github.com/fla-org/flash-linear-attention, fla/layers/attn.py at commit
 * the cache of `attention` has room for `cache_length` tokens, fixed beforehand;
 * packed documents attend within themselves (there: unpadded to one long row);
 * no option for biases in q, k, v.
+
+On a mesh that shards the tokens of a row it is `ring_attention`.
 """
 
 import dataclasses
@@ -16,9 +18,11 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
+from deltanet_jax import sharding
 from deltanet_jax.layers import mixer
 from deltanet_jax.layers import norm
 from deltanet_jax.layers import options
+from deltanet_jax.layers import ring_attention
 from deltanet_jax.layers import rotary
 from deltanet_jax.layers import segments
 
@@ -215,9 +219,14 @@ class Attention(mixer.Mixer):
 
   def _attend_alone(self, q, k, v, segment_ids):
     """Attends within the rows of one call."""
-    mask = None
+    mask = runs = None
     if segment_ids is not None:
       runs = segments.run_numbers(segment_ids)
+    if sharding.ambient_size('sequence') > 1:
+      if runs is not None:
+        runs = jnp.where(segment_ids != 0, runs, -1)
+      return ring_attention.ring_attention(q, k, v, runs, window=self.window)
+    if runs is not None:
       mask = (segment_ids[:, None] != 0) & (runs[..., None] == runs[:, None])
       mask = mask[:, None]  # [B, 1, T, T]
     # What jax computes inside does not pass its own strict promotion.

@@ -8,6 +8,8 @@ https://github.com/automl/DeltaProduct, 38cd4e4b). The differences from it:
 * projections start as N(0, 0.02^2), as everywhere in this package;
 * value heads are as many as key heads, and values as wide as keys unless
   `value_expansion` says otherwise (there: twice);
+* keys, values and betas of a head lie side by side (there: of a delta rule), so
+  that devices can share the heads;
 * the forget gate is off unless `use_forget_gate` is set (there: on).
 """
 
@@ -107,8 +109,10 @@ class DeltaProduct(recurrence.Recurrent):
     beta = jax.nn.sigmoid(self.beta_proj(x).astype(jnp.float32))
     if self.config.allow_negative_eigenvalues:
       beta = 2 * beta
-    steps = (*x.shape[:2], self.config.num_householder, self.num_heads)
-    k, v = (y.reshape(*steps, -1) for y in (k, v))  # [B, T, N, H, K]
+    steps = (*x.shape[:2], self.num_heads, self.config.num_householder)
+    k, v, beta = (
+      y.reshape(*steps, -1).swapaxes(2, 3) for y in (k, v, beta)
+    )  # [B, T, N, H, K]
     g = None
     if self.config.use_forget_gate:
       g = gates.log_decay(self.a_proj(x), self.a_log, self.dt_bias)
@@ -118,7 +122,7 @@ class DeltaProduct(recurrence.Recurrent):
       norm.l2_normalize(q),
       norm.l2_normalize(k),
       v,
-      beta.reshape(steps),
+      beta[..., 0],
       g,
       scale=None,
     )

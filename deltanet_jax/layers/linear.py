@@ -14,10 +14,13 @@ def _flat_dot_general(x, kernel, dimension_numbers, **options):
 
   With one leading axis the gradient of the kernel is a plain transposed
   product; with several, XLA's CPU backend copies its operands element by
-  element first, which costs more than the product.
+  element first, which costs more than the product. On a mesh rows and tokens
+  may both be sharded, which one axis of both cannot be.
   """
   ((contracted,), _), _ = dimension_numbers
   assert contracted == x.ndim - 1 and kernel.ndim == 2
+  if not jax.sharding.get_abstract_mesh().empty:
+    return jax.lax.dot_general(x, kernel, dimension_numbers, **options)
   rows = x.reshape(-1, x.shape[-1])
   y = jax.lax.dot_general(rows, kernel, (((1,), (0,)), ((), ())), **options)
   return y.reshape(*x.shape[:-1], -1)

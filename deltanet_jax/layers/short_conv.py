@@ -8,6 +8,8 @@ import jax.numpy as jnp
 
 from deltanet_jax.layers import options
 from deltanet_jax.layers import segments
+from pallas_kernels import sequence_parallel
+from pallas_kernels import sharded_call
 
 
 class ShortConvCache(NamedTuple):
@@ -82,23 +84,48 @@ class ShortConv(nnx.Module):
     Returns:
       y [B, T, D] in the layer's dtype, and the new cache (None without one).
     """
+    if cache is None:
+      return self._without_cache(x.astype(jnp.dtype(self.dtype)), segment_ids)
     batch, length, _ = x.shape
-    past = self.init_cache(batch) if cache is None else cache
-    one_document = cache is None and segment_ids is None
     if segment_ids is None:
       nothing = jnp.zeros((batch,), jnp.int32)
-      last = segments.last_id(past.segment_ids, nothing)
+      last = segments.last_id(cache.segment_ids, nothing)
       segment_ids = segments.continued_ids(last, length)
-    inputs = jnp.concatenate([past.inputs, x.astype(past.inputs.dtype)], axis=1)
-    ids = jnp.concatenate([past.segment_ids, segment_ids], axis=1)
-    y = self._taps(inputs, None if one_document else ids, length)
-    new = ShortConvCache(inputs[:, length:], ids[:, length:])
-    return y, None if cache is None else new
+    x = x.astype(cache.inputs.dtype)
+    inputs = jnp.concatenate([cache.inputs, x], axis=1)
+    ids = jnp.concatenate([cache.segment_ids, segment_ids], axis=1)
+    bias = self.bias[...] if self.use_bias else None
+    y = self._taps(inputs, ids, self.kernel[...], bias)
+    return y, ShortConvCache(inputs[:, length:], ids[:, length:])
 
-  def _taps(self, inputs, ids, length):
+  def _without_cache(self, x, segment_ids):
+    """Convolves rows that start here, each device its part of the mesh."""
+
+    def convolve(arrays, time_axes):
+      def extend(y):
+        if y is None or self.width == 1:
+          return y
+        past = sequence_parallel.halo(y, self.width - 1, time_axes)
+        return jnp.concatenate([past, y], axis=1)
+
+      kernel, bias = arrays['kernel'], arrays['bias']
+      x, ids = extend(arrays['x']), extend(arrays['segment_ids'])
+      return (self._taps(x, ids, kernel, bias),)
+
+    # A channel is to the mesh what a head is: it knows nothing of the others.
+    arguments = {
+      'x': (x, 'B T H'),
+      'segment_ids': (segment_ids, 'B T'),
+      'kernel': (self.kernel[...], 'W H'),
+      'bias': (self.bias[...] if self.use_bias else None, 'H'),
+    }
+    (y,) = sharded_call.sharded_call(convolve, arguments, ('B T H',))
+    return y, None
+
+  def _taps(self, inputs, ids, kernel, bias):
     """Sums the taps over inputs [B, W - 1 + T, D]; ids None: one document."""
-    kernel = self.kernel[...]
     now = self.width - 1
+    length = inputs.shape[1] - now
     runs = None if ids is None else segments.run_numbers(ids)
 
     def tap(start):
@@ -111,8 +138,8 @@ class ShortConv(nnx.Module):
       return jnp.where(seen[..., None], values, 0)
 
     y = sum(tap(start) for start in range(self.width))
-    if self.use_bias:
-      y = y + self.bias[...][None, None]
+    if bias is not None:
+      y = y + bias[None, None]
       if ids is not None:
         y = jnp.where((ids[:, now:] != 0)[..., None], y, 0)
     return y.astype(inputs.dtype)

@@ -14,6 +14,7 @@ import jax
 
 from experiments import config as config_lib
 from experiments import environment
+from experiments import model_flops
 from experiments.data import preparation
 from experiments.data import token_store
 from experiments.data import windows
@@ -72,6 +73,7 @@ class _StepLog:
   """Writes the metrics of a step while the device works on the next one."""
 
   def __init__(self, config, metrics, progress):
+    self._run = config
     self._config = config.training
     self._metrics = metrics
     self._progress = progress
@@ -97,6 +99,9 @@ class _StepLog:
     values = {name: x.item() for name, x in jax.device_get(values).items()}
     now = time.monotonic()
     values['seconds'], self._time = now - self._time, now
+    speed = values['tokens'] / max(values['seconds'], 1e-9)
+    share = model_flops.mfu(self._run, speed, jax.devices())
+    values |= {} if share is None else {'mfu': share}
     self._metrics.write('train', step, values)
     self._show(step, values)
     self._refuse(step, values)

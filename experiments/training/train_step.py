@@ -1,7 +1,6 @@
 """One optimizer step as a pure function of the state and a batch."""
 
 from collections.abc import Callable
-import functools
 from typing import Any
 
 import jax
@@ -10,6 +9,7 @@ import optax
 
 import deltanet_jax
 from experiments import config as config_lib
+from experiments.training import mesh as mesh_lib
 from experiments.training import optimizer as optimizer_lib
 from experiments.training import spike_guard
 
@@ -33,20 +33,28 @@ def token_losses(
   Returns:
     The losses in nats, float32 [B, T], and a mask of booleans [B, T].
   """
-  tokens, segment_ids = batch['tokens'], batch.get('segment_ids')
-  logits, _ = deltanet_jax.apply(
+  labels, mask = _labels(batch)
+  hidden, kernel = _hidden_states(model_config, params, batch)
+  return deltanet_jax.cross_entropy(hidden, kernel, labels), mask
+
+
+def _labels(batch):
+  """Returns what is predicted [B, T], and whether it counts."""
+  labels, segment_ids = batch['tokens'][:, 1:], batch.get('segment_ids')
+  if segment_ids is None:
+    return labels, jnp.ones(labels.shape, bool)
+  same = segment_ids[:, 1:] == segment_ids[:, :-1]
+  return labels, same & (segment_ids[:, 1:] != 0)
+
+
+def _hidden_states(model_config, params, batch):
+  segment_ids = batch.get('segment_ids')
+  return deltanet_jax.hidden_states(
     model_config,
     params,
-    tokens[:, :-1],
+    batch['tokens'][:, :-1],
     segment_ids=None if segment_ids is None else segment_ids[:, :-1],
   )
-  losses = optax.softmax_cross_entropy_with_integer_labels(
-    logits, tokens[:, 1:]
-  )
-  if segment_ids is None:
-    return losses, jnp.ones(losses.shape, bool)
-  same = segment_ids[:, 1:] == segment_ids[:, :-1]
-  return losses, same & (segment_ids[:, 1:] != 0)
 
 
 def _summed_gradients(model_config, params, batch, num_micro_batches):
@@ -57,8 +65,11 @@ def _summed_gradients(model_config, params, batch, num_micro_batches):
   """
 
   def summed_loss(params, batch):
-    losses, mask = token_losses(model_config, params, batch)
-    return jnp.sum(losses, where=mask), jnp.sum(mask, dtype=jnp.float32)
+    labels, mask = _labels(batch)
+    hidden, kernel = _hidden_states(model_config, params, batch)
+    weights = mask.astype(jnp.float32)
+    loss = deltanet_jax.summed_cross_entropy(hidden, kernel, labels, weights)
+    return loss, jnp.sum(weights)
 
   gradient = jax.value_and_grad(summed_loss, has_aux=True)
   if num_micro_batches == 1:
@@ -67,8 +78,10 @@ def _summed_gradients(model_config, params, batch, num_micro_batches):
   def accumulate(total, micro_batch):
     return jax.tree.map(jnp.add, total, gradient(params, micro_batch)), None
 
+  # Every device's rows are dealt out to all micro-batches: no row moves.
   micro_batches = jax.tree.map(
-    lambda x: x.reshape(num_micro_batches, -1, *x.shape[1:]), batch
+    lambda x: x.reshape(-1, num_micro_batches, *x.shape[1:]).swapaxes(0, 1),
+    batch,
   )
   zero = jnp.zeros((), jnp.float32)
   start = ((zero, zero), jax.tree.map(jnp.zeros_like, params))
@@ -127,14 +140,61 @@ def _train_step(config, optimizer, state, batch):
   return new_state, metrics
 
 
+def abstract_state(
+  config: config_lib.TrainLMConfig, mesh: jax.sharding.Mesh
+) -> State:
+  """Returns the shapes of the state with their shardings on the mesh."""
+  shapes = jax.eval_shape(lambda: init_state(config))
+  return jax.tree.map(
+    lambda leaf, sharding: jax.ShapeDtypeStruct(
+      leaf.shape, leaf.dtype, sharding=sharding
+    ),
+    shapes,
+    mesh_lib.state_shardings(shapes, mesh),
+  )
+
+
+def build_init(
+  config: config_lib.TrainLMConfig, mesh: jax.sharding.Mesh
+) -> Callable[[], State]:
+  """Returns the jitted `init_state`, whose leaves are made where they live.
+
+  No device ever holds a whole parameter that is sharded.
+  """
+  shardings = jax.tree.map(
+    lambda leaf: leaf.sharding, abstract_state(config, mesh)
+  )
+  return jax.jit(lambda: init_state(config), out_shardings=shardings)
+
+
 def build(
-  config: config_lib.TrainLMConfig,
+  config: config_lib.TrainLMConfig, mesh: jax.sharding.Mesh | None = None
 ) -> Callable[[State, Batch], tuple[State, dict[str, jax.Array]]]:
   """Returns the jitted step (state, batch) -> (state, metrics).
 
   The state is donated. A step that `spike_guard` refuses leaves parameters and
   optimizer bit for bit as they were.
+
+  Args:
+    config: of the run.
+    mesh: what `mesh.build` returned: the state lies on it as `build_init` made
+      it, a batch as `mesh.batch_sharding` says; None: one device.
   """
   optimizer = optimizer_lib.build(config.optimizer, config.training.num_steps)
-  step = functools.partial(_train_step, config, optimizer)
-  return jax.jit(step, donate_argnums=0)
+
+  def step(state, batch):
+    with mesh_lib.tracing(mesh):
+      return _train_step(config, optimizer, state, batch)
+
+  if mesh is None:
+    return jax.jit(step, donate_argnums=0)
+  shardings = jax.tree.map(
+    lambda leaf: leaf.sharding, abstract_state(config, mesh)
+  )
+  whole = jax.NamedSharding(mesh, jax.P())
+  return jax.jit(
+    step,
+    donate_argnums=0,
+    in_shardings=(shardings, mesh_lib.batch_sharding(mesh)),
+    out_shardings=(shardings, whole),
+  )

@@ -15,7 +15,10 @@ from deltanet_jax.layers import delta_net
     ({'mlp_width': -1}, 'mlp_width must be at least 0, got -1'),
     ({'norm_eps': 0.0}, 'norm_eps must be above 0'),
     ({'dtype': 'float16'}, 'dtype must be one of bfloat16, float32'),
-    ({'remat': 'some'}, 'remat must be one of none, dots, full'),
+    (
+      {'remat': 'some'},
+      'remat must be one of none, dots, mixer, offload, full',
+    ),
     ({'mixers': ()}, 'num_layers must be a multiple'),
     ({'num_layers': 3, 'mixers': ('a', 'b')}, 'num_layers must be a multiple'),
     ({'model_width': 20}, 'model_width must be a multiple of num_heads'),

@@ -208,13 +208,14 @@ def test_remat_changes_no_gradient(repeats):
     'block_0': jax.tree.map(lambda leaf: leaf[:repeats], block)
   }
   gradients = {}
-  for remat in ('none', 'dots', 'full'):
+  policies = ('dots', 'mixer', 'offload', 'full')
+  for remat in ('none', *policies):
     config = dataclasses.replace(
       CONFIG, num_layers=repeats, mixers=('delta_net',), remat=remat
     )
     loss = functools.partial(_loss, config)
     gradients[remat] = jax.jit(jax.grad(loss))(params)
-  for remat in ('dots', 'full'):
+  for remat in policies:
     jax.tree.map(_assert_close, gradients[remat], gradients['none'])
 
 
@@ -227,6 +228,9 @@ def test_remat_recomputes_what_it_says():
 
   assert count('none', 'logistic') < count('dots', 'logistic')
   assert count('dots', 'dot_general') < count('full', 'dot_general')
+  # The output of the mixer is kept: its last projection runs once.
+  assert count('mixer', 'dot_general') < count('full', 'dot_general')
+  assert count('offload', 'dot_general') == count('dots', 'dot_general')
 
 
 def test_bfloat16_gives_close_float32_logits():

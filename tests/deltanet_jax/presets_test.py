@@ -22,7 +22,7 @@ def test_functions_are_the_presets():
   assert deltanet_jax.delta_net_1b() == presets.preset('delta_net', '1b')
 
 
-@pytest.mark.parametrize('size', ['340m', '1b', '3b'])
+@pytest.mark.parametrize('size', ['340m', '1b', '3b', '7b'])
 def test_baselines_are_as_large_as_delta_net(size):
   counts = {
     name: deltanet_jax.count_parameters(presets.preset(name, size))
@@ -75,5 +75,5 @@ def test_tiny_ones_run(name):
 def test_unknown_names_and_sizes_are_refused():
   with pytest.raises(ValueError, match="one of delta_net, .* got 'bert'"):
     presets.preset('bert', '1b')
-  with pytest.raises(ValueError, match="one of tiny, .* got '7b'"):
-    presets.preset('gla', '7b')
+  with pytest.raises(ValueError, match="one of tiny, .* got '13b'"):
+    presets.preset('gla', '13b')

@@ -16,9 +16,11 @@ def _expected(p, x, layer):
       lt.conv(p[f'{n}_conv'], y) for n, y in zip('qkv', (q, k, v), strict=True)
     )
   q = lt.l2(lt.heads(lt.silu(q)))
-  k = lt.l2(lt.silu(k).reshape(length, num, lt.HEADS, -1))
-  v = lt.silu(v).reshape(length, num, lt.HEADS, -1)
-  beta = lt.sigmoid(lt.linear(p['beta_proj'], x)).reshape(length, num, -1)
+  k, v, beta = (
+    y.reshape(length, lt.HEADS, num, -1).swapaxes(1, 2)
+    for y in (lt.silu(k), lt.silu(v), lt.linear(p['beta_proj'], x))
+  )
+  k, beta = lt.l2(k), lt.sigmoid(beta)[..., 0]
   beta = beta * (2 if config.allow_negative_eigenvalues else 1)
   alpha = np.ones((length, lt.HEADS))
   if config.use_forget_gate:

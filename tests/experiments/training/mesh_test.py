@@ -1,0 +1,182 @@
+"""The train step on eight devices against the one on a single device."""
+
+import functools
+import re
+
+import jax
+import numpy as np
+import pytest
+
+import deltanet_jax
+from deltanet_jax import sharding
+from deltanet_jax.layers import attention
+from experiments import config as config_lib
+from experiments.training import mesh as mesh_lib
+from experiments.training import train_step
+
+ALL_AXES = {'fsdp': 2, 'sequence': 2, 'tensor': 2}
+MESHES = (
+  {'data': 8},
+  {'fsdp': 8},
+  {'tensor': 8},
+  {'sequence': 8},
+  ALL_AXES,
+  {'dcn_data': 2, 'data': 2, 'fsdp': 2},
+)
+FAMILY = ('delta_net', 'gated_delta_net', 'kimi_delta', 'delta_product')
+
+pytestmark = pytest.mark.usefixtures('standard_promotion')
+
+
+def config(mixer, accumulation=1, **mesh):
+  return config_lib.TrainLMConfig(
+    model=deltanet_jax.ModelConfig(
+      vocab_size=64,
+      model_width=32,
+      num_layers=1,
+      num_heads=8,
+      mlp_width=64,
+      mixers=(mixer,),
+      dtype='float32',
+      sliding_window=attention.SlidingWindowConfig(window=3),
+    ),
+    data=config_lib.DataConfig(batch_size=8, sequence_length=16),
+    optimizer=config_lib.OptimizerConfig(
+      peak_learning_rate=1e-2, warmup_steps=1
+    ),
+    training=config_lib.TrainingConfig(
+      gradient_accumulation_steps=accumulation
+    ),
+    mesh=config_lib.MeshConfig(**{'data': 1} | mesh),
+  )
+
+
+def _batch(run, mesh):
+  draw = np.random.default_rng(0)
+  shape = (run.data.batch_size, run.data.sequence_length + 1)
+  segment_ids = np.cumsum(draw.random(shape) < 0.2, axis=1) + 1
+  segment_ids[:3, -4:] = 0
+  batch = {
+    'tokens': draw.integers(64, size=shape, dtype=np.int32),
+    'segment_ids': segment_ids.astype(np.int32),
+  }
+  return jax.device_put(batch, mesh_lib.batch_sharding(mesh))
+
+
+@functools.cache
+def _trained(mixer, accumulation, mesh_items):
+  """Returns the losses of three steps, the state and the compiled text."""
+  run = config(mixer, accumulation, **dict(mesh_items))
+  mesh = mesh_lib.build(run)
+  state, batch = train_step.build_init(run, mesh)(), _batch(run, mesh)
+  step = train_step.build(run, mesh).lower(state, batch).compile()
+  losses = []
+  for _ in range(3):
+    state, metrics = step(state, batch)
+    losses.append(float(metrics['loss']))
+  return losses, state, step.as_text()
+
+
+def trained(mixer, accumulation=1, **mesh):
+  return _trained(mixer, accumulation, tuple(mesh.items()))
+
+
+def gathered_activations(text):
+  """Returns gathers and exchanges of floating-point arrays [B, T, ...]."""
+  return re.findall(
+    r'= \(?(?:f32|bf16)\[\d+,\d+,\d+[\d,]*\]\S* (?:all-gather|all-to-all)\S*\(',
+    text,
+  )
+
+
+@pytest.mark.parametrize('mesh', MESHES, ids=str)
+def test_losses_are_those_of_one_device(mesh):
+  expected, _, _ = trained('delta_net')
+  losses, _, text = trained('delta_net', **mesh)
+  np.testing.assert_allclose(losses, expected, rtol=1e-5)
+  assert not gathered_activations(text)
+  if set(mesh) <= {'data', 'tensor', 'sequence'}:
+    assert 'all-gather' not in text
+
+
+@pytest.mark.drill
+@pytest.mark.parametrize('mesh', MESHES, ids=str)
+@pytest.mark.parametrize('mixer', [*FAMILY, 'attention', 'sliding_window'])
+def test_losses_of_the_family_are_those_of_one_device(mixer, mesh):
+  expected, _, _ = trained(mixer)
+  losses, _, text = trained(mixer, **mesh)
+  np.testing.assert_allclose(losses, expected, rtol=1e-5)
+  assert not gathered_activations(text)
+
+
+@pytest.mark.parametrize('mixer', ['sliding_window', 'delta_product'])
+def test_all_axes_at_once(mixer):
+  losses, _, text = trained(mixer, 2, **ALL_AXES)
+  np.testing.assert_allclose(losses, trained(mixer)[0], rtol=1e-5)
+  assert not gathered_activations(text)
+
+
+def test_a_planted_gather_of_activations_is_found(monkeypatch):
+  def whole(x, name):
+    if name != 'stream' or jax.sharding.get_abstract_mesh().empty:
+      return x
+    return jax.lax.with_sharding_constraint(x, jax.P())
+
+  monkeypatch.setattr(sharding, 'constrain', whole)
+  run = config('delta_net', sequence=2, tensor=2)
+  mesh = mesh_lib.build(run)
+  state, batch = train_step.abstract_state(run, mesh), _batch(run, mesh)
+  text = train_step.build(run, mesh).lower(state, batch).compile().as_text()
+  assert gathered_activations(text)
+
+
+def test_every_large_leaf_of_the_state_is_spread():
+  _, state, _ = trained('delta_net', fsdp=8)
+  spread = 0
+  for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+    share = leaf.addressable_shards[0].data.size
+    name = jax.tree_util.keystr(path)
+    if (
+      name.endswith("['kernel']")
+      and '_conv' not in name
+      or (name.endswith("['embedding']"))
+    ):
+      assert share * 8 == leaf.size, name
+      spread += 1
+  assert spread == 3 * 10  # Parameters and both moments of Adam.
+
+
+def test_parameters_are_those_of_one_device():
+  run = config('delta_net', **ALL_AXES)
+  found = train_step.build_init(run, mesh_lib.build(run))()['params']
+  expected = train_step.init_state(run)['params']
+  jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+@pytest.mark.parametrize(
+  ('num_devices', 'mesh', 'expected'),
+  [
+    (8, {'data': 0}, 8),
+    (1, {'data': 0}, 1),
+    (8, {'data': 0, 'fsdp': 2}, 4),
+    (8, {'data': 0, 'tensor': 4}, 2),
+    (6, {'data': 0}, 2),
+    (8, {'data': 2}, 2),
+  ],
+)
+def test_data_takes_the_devices_that_are_left(num_devices, mesh, expected):
+  assert (
+    mesh_lib.sizes(config('delta_net', **mesh), num_devices)['data'] == expected
+  )
+
+
+@pytest.mark.parametrize(
+  ('mesh', 'accumulation', 'message'),
+  [
+    ({'fsdp': 16}, 1, 'take 16 devices'),
+    ({'fsdp': 8}, 2, 'multiple of mesh.dcn_data'),
+  ],
+)
+def test_what_does_not_fit_is_refused(mesh, accumulation, message):
+  with pytest.raises(ValueError, match=message):
+    mesh_lib.build(config('delta_net', accumulation, **mesh))
