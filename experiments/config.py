@@ -281,6 +281,43 @@ class TrainLMConfig:
       )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RuntimeConfig:
+  """The processes that a run has this time; no part of what the run is.
+
+  Attributes:
+    coordinator_address: host and port of process 0; empty: found out (SLURM,
+      Kubernetes, Cloud TPU, Open MPI).
+    num_processes: processes of the run; 0: found out, else one; 1: joins none.
+    process_id: number of this process, from 0; -1: found out.
+    peer_timeout_seconds: how long a process waits for another to start, to
+      answer or to show life, before it gives up.
+    watchdog_seconds: a step that takes longer ends the process, with the stacks
+      of its threads in a file; the first may take three times as long; 0: none.
+  """
+
+  coordinator_address: str = ''
+  num_processes: int = 0
+  process_id: int = -1
+  peer_timeout_seconds: int = 300
+  watchdog_seconds: float = 600.0
+
+  def __post_init__(self):
+    for name, least in (
+      ('num_processes', 0),
+      ('process_id', -1),
+      ('peer_timeout_seconds', 1),
+      ('watchdog_seconds', 0),
+    ):
+      value = getattr(self, name)
+      _require(value >= least, f'{name} must be at least {least}, got {value}')
+    _require(
+      not self.num_processes or self.process_id < self.num_processes,
+      f'process_id must be below num_processes, got {self.process_id} and '
+      f'{self.num_processes}',
+    )
+
+
 def to_dict(config: Any) -> dict[str, Any]:
   """Returns a config as nested dicts of JSON values (tuples become lists)."""
 

@@ -14,6 +14,7 @@ from experiments import config_flags
 from experiments import configs
 from experiments.training import checkpoints
 from experiments.training import loop
+from experiments.training import processes
 from experiments.training import workdir as workdir_lib
 
 _CONFIG = flags.DEFINE_enum(
@@ -27,6 +28,15 @@ _COMPILATION_CACHE = flags.DEFINE_string(
   compilation_cache.default_directory(),
   'Directory that keeps compiled programs; empty: none are kept.',
 )
+_ERRORS = (
+  ImportError,
+  OSError,
+  ValueError,
+  checkpoints.CheckpointsDamagedError,
+  checkpoints.SaveFailedError,
+  loop.TrainingStoppedError,
+  workdir_lib.WorkdirBusyError,
+)
 
 
 def main(argv: list[str]) -> None:
@@ -35,21 +45,21 @@ def main(argv: list[str]) -> None:
     raise app.UsageError(f'flags only, got the arguments {argv[1:]}')
   logging.set_verbosity(logging.INFO)
   compilation_cache.keep_in(_COMPILATION_CACHE.value)
+  workdir = _WORKDIR.value
   try:
     config = config_flags.override(configs.TRAIN_LM[_CONFIG.value]())
-    print(loop.train(config, _WORKDIR.value))
-  except (
-    ImportError,
-    OSError,
-    ValueError,
-    checkpoints.CheckpointsDamagedError,
-    checkpoints.SaveFailedError,
-    loop.TrainingStoppedError,
-    workdir_lib.WorkdirBusyError,
-  ) as error:
+    runtime = config_flags.override(config_lib.RuntimeConfig())
+    with processes.joined(runtime, workdir, one_line=_ERRORS) as group:
+      said = loop.train(
+        config, workdir, group=group, watchdog_seconds=runtime.watchdog_seconds
+      )
+      if group.is_primary:
+        print(said)
+  except _ERRORS as error:
     raise SystemExit(f'error: {error}') from error
 
 
 if __name__ == '__main__':
   config_flags.define_flags(config_lib.TrainLMConfig)
+  config_flags.define_flags(config_lib.RuntimeConfig)
   app.run(main)

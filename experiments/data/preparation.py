@@ -56,6 +56,19 @@ def prepare_store(
   return store
 
 
+def open_store(
+  data_config: config.DataConfig, workdir: str | os.PathLike[str]
+) -> token_store.TokenStore:
+  """Opens the store that `prepare_store` opened or built, reading no document.
+
+  Raises:
+    ValueError: the store is missing or damaged.
+  """
+  return token_store.TokenStore.open(
+    data_config.store or pathlib.Path(workdir, 'tokens')
+  )
+
+
 def write_documents(
   data_config: config.DataConfig,
   tokenizer: tokenizers.Tokenizer,

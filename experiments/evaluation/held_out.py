@@ -12,6 +12,7 @@ import numpy as np
 import deltanet_jax
 from experiments import config as config_lib
 from experiments.data import token_store
+from experiments.training import placement as placement_lib
 from experiments.training import train_step
 
 
@@ -73,6 +74,7 @@ def evaluate(
   config: config_lib.EvaluationConfig,
   *,
   num_tokens: int | None = None,
+  placement: placement_lib.Placement | None = None,
 ) -> dict[str, float]:
   """Measures a model on a split.
 
@@ -83,6 +85,7 @@ def evaluate(
     config: `context_length` and `batch_size` are read.
     num_tokens: about how many tokens are scored, in windows spread evenly over
       the split; None: all of them.
+    placement: of the batches, for parameters on several devices.
 
   Returns:
     `loss` in nats per token, `bits_per_byte`, and `tokens`, the number scored.
@@ -103,10 +106,12 @@ def evaluate(
   if num_tokens is not None:
     count = min(count, -(-num_tokens // (config.context_length // 2)))
   chosen = np.linspace(0, len(windows) - 1, count).round().astype(int)
+  placement = placement or placement_lib.Placement()
+  size = -(-config.batch_size // placement.rows) * placement.rows
   total, scored = 0.0, 0
-  for batch in _batches(windows, chosen, config.batch_size):
-    losses, counts = jax.device_get(
-      _score(model_config, params, jax.device_put(batch))
+  for batch in _batches(windows, chosen, size):
+    losses, counts = placement.fetch(
+      _score(model_config, params, placement.put(batch, size))
     )
     total += math.fsum(losses)
     scored += int(counts.sum())

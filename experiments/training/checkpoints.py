@@ -7,6 +7,11 @@ Reading changes nothing on the disk, so another program may read while a run
 writes. A `save` first removes what killed and failed ones left, and moves the
 checkpoints that `restore` found damaged to `<step>.damaged`.
 
+Of several processes each writes its part of the arrays and digests its share of
+the files; process 0 seals and publishes when all have said that they are done.
+What one of them finds out (a failure, a damaged file) counts for all, so they
+stay in step. Any number of processes and any mesh may restore.
+
 Nothing in a checkpoint is loaded as code: it is JSON and compressed arrays.
 """
 
@@ -14,7 +19,6 @@ import concurrent.futures
 import json
 import logging as python_logging
 import os
-import pathlib
 from typing import Any, NamedTuple, Self
 
 from absl import logging
@@ -22,6 +26,9 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from experiments import config as config_lib
+from experiments.training import leaves
+from experiments.training import processes
+from experiments.training import seals
 from experiments.training import step_directories
 
 # What orbax, tensorstore and the file system raise when a write fails.
@@ -51,22 +58,21 @@ class Restored(NamedTuple):
 
 
 class Checkpoints:
-  """The checkpoints of one run, in one directory, written by one process.
+  """The checkpoints of one run, in one directory.
 
   Use it as a context manager: leaving the block without an error waits for the
-  last save and raises if that failed.
+  last save and raises if that failed. All processes of the run make the same
+  calls.
   """
 
   def __init__(
     self,
     directory: str | os.PathLike,
     config: config_lib.CheckpointConfig,
+    group: processes.Group | None = None,
   ):
-    if jax.process_count() > 1:
-      raise NotImplementedError(
-        'checkpoints are written by a single process, this is one of '
-        f'{jax.process_count()}'
-      )
+    self._group = group or processes.Group()
+    self._share = (self._group.index, self._group.count)
     self._files = step_directories.StepDirectories(directory)
     self._config = config
     self._executor = concurrent.futures.ThreadPoolExecutor(
@@ -110,14 +116,14 @@ class Checkpoints:
         is not an array, or `meta` is not JSON.
       SaveFailedError: `config.max_failed_saves` saves in a row have failed.
     """
-    metadata = {'leaves': _describe(state), 'meta': _json_copy(meta)}
+    metadata = {'leaves': leaves.describe(state), 'meta': _json_copy(meta)}
     self._join()
     self._raise_if_hopeless()
     if step == self._current:
       return False
     self._require_new_step(step)
     try:
-      self._make_room()
+      self._make_room(step)
       response = self._write(step, state, metadata)
     except OSError as error:
       self._give_up(step, error)
@@ -142,15 +148,18 @@ class Checkpoints:
 
     Raises:
       CheckpointsDamagedError: there are checkpoints, all of them damaged.
-      ValueError: a leaf is missing, is new, or has another shape or dtype.
+      ValueError: a leaf is missing, is new, or has another shape or dtype; or
+        has no sharding, where there are several processes.
     """
     step = self._newest_whole()
     if step is None:
       return None
     path = self._files.path(step)
     metadata = ocp.metadata(path, 'state').custom_metadata
-    _require_same_leaves(path, metadata['leaves'], _describe(abstract_state))
-    placed = jax.tree.map(_with_sharding, abstract_state)
+    leaves.require_same(
+      path, metadata['leaves'], leaves.describe(abstract_state)
+    )
+    placed = jax.tree.map(leaves.placed, abstract_state)
     state = ocp.load_checkpointables(path, {'state': placed})['state']
     self._current = step
     return Restored(step, state, metadata['meta'])
@@ -183,17 +192,19 @@ class Checkpoints:
     """Ends the writing thread after the save under way; raises nothing."""
     self._join()
     self._executor.shutdown()
-    if self._errors:
+    if self._errors and self._group.is_primary:
       # Of a failed save, orbax's threads write on for a moment.
       self._files.remove_leftovers()
 
   def _newest_whole(self) -> int | None:
     self._join()
-    for step in self._files.steps():
-      problem = self._files.damage(step)
+    for step in self._group.share('steps', self._files.steps):
+      own = self._files.damage(step, share=self._share)
+      found = self._group.gather('damage', own or '')
+      problem = next((text for text in found if text), None)
       if problem is None:
         return step
-      if not self._files.path(step).is_dir():
+      if self._group.count == 1 and not self._files.path(step).is_dir():
         continue  # The run that owns the directory has just deleted it.
       if step not in self._damaged:
         logging.warning('checkpoint %d is damaged: %s', step, problem)
@@ -208,6 +219,8 @@ class Checkpoints:
     )
 
   def _require_new_step(self, step: int) -> None:
+    if not self._group.is_primary:
+      return
     known = [s for s in self._files.steps() if s not in self._damaged]
     if step < 0 or (known and step <= known[0]):
       raise ValueError(
@@ -216,11 +229,22 @@ class Checkpoints:
         'directory'
       )
 
-  def _make_room(self) -> None:
-    """Removes leftovers and moves damaged checkpoints aside."""
-    self._files.create()
-    self._files.remove_leftovers()
-    self._files.move_aside(self._damaged)
+  def _make_room(self, step: int) -> None:
+    """Removes leftovers and moves damaged checkpoints aside.
+
+    Raises:
+      OSError: process 0 cannot write to the directory.
+    """
+    problem = ''
+    if self._group.is_primary:
+      try:
+        self._files.make_room(step, self._damaged)
+      except OSError as error:
+        problem = _one_line(error)
+    # None begins to write what another would have to wait for in vain.
+    problem = self._group.gather('room', problem)[0]
+    if problem:
+      raise OSError(problem)
     self._damaged.clear()
 
   def _write(
@@ -229,7 +253,8 @@ class Checkpoints:
     # Created by orbax's thread, a directory that cannot be created would be
     # waited for until a timeout instead of being an error.
     options = ocp.options.AsyncOptions(create_directories_asynchronously=False)
-    with ocp.Context(async_options=options):
+    # Among processes, orbax compares the paths by a collective of its own.
+    with ocp.Context(async_options=options), jax.transfer_guard('allow'):
       return ocp.save_checkpointables_async(
         self._files.writing_path(step),
         {'state': state},
@@ -241,14 +266,55 @@ class Checkpoints:
     """Waits for orbax, seals, publishes; returns the error of a failure."""
     try:
       response.result()
-      self._files.publish(step)
+      files = seals.digests(self._files.writing_path(step), share=self._share)
+      own: Exception | None = None
+    except _WRITE_ERRORS as error:
+      files, own = {}, error
+    try:
+      files = self._agree('written', files, own)
+      own = self._publish(step, files)
+      self._agree('published', {}, own)
     except _WRITE_ERRORS as error:
       self._give_up(step, error)
       return error
-    self._files.delete_old(self._config)
+    if self._group.is_primary:
+      self._files.delete_old(self._config)
     return None
 
+  def _publish(self, step: int, files: dict[str, Any]) -> OSError | None:
+    if not self._group.is_primary:
+      return None
+    try:
+      self._files.publish(step, files)
+    except OSError as error:
+      return error
+    return None
+
+  def _agree(
+    self, name: str, part: dict[str, Any], own: Exception | None
+  ) -> dict[str, Any]:
+    """Returns the parts of all processes put together.
+
+    Raises:
+      The error of this process if it has one.
+      OSError: another process has one.
+    """
+    said = {'error': _one_line(own) if own else '', 'part': part}
+    union: dict[str, Any] = {}
+    errors = []
+    for text in self._group.gather(f'save {name}', json.dumps(said)):
+      given = json.loads(text)
+      union |= given['part']
+      errors += [given['error']] if given['error'] else []
+    if own is not None:
+      raise own
+    if errors:
+      raise OSError(errors[0])
+    return union
+
   def _give_up(self, step: int, error: Exception) -> None:
+    if not self._group.is_primary:
+      return
     logging.warning(
       'saving checkpoint %d failed, the run goes on: %s', step, _one_line(error)
     )
@@ -296,46 +362,3 @@ def _json_copy(meta: dict[str, Any]) -> dict[str, Any]:
       f'{meta!r}'
     )
   return copy
-
-
-def _describe(state: Any) -> dict[str, str]:
-  """Returns dtype and shape, or `empty`, of each leaf by its path."""
-  described = {}
-  leaves = jax.tree_util.tree_leaves_with_path(state, is_leaf=_is_empty)
-  for path, leaf in leaves:
-    name = jax.tree_util.keystr(path)
-    if _is_empty(leaf):
-      described[name] = 'empty'
-      continue
-    if not isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
-      raise ValueError(
-        f'every leaf of a state must be a jax array, {name} is a '
-        f'{type(leaf).__name__}'
-      )
-    described[name] = f'{leaf.dtype}{list(leaf.shape)}'
-  return described
-
-
-def _is_empty(node: Any) -> bool:
-  return node is None or (isinstance(node, dict | list | tuple) and not node)
-
-
-def _require_same_leaves(
-  path: pathlib.Path, saved: dict[str, str], wanted: dict[str, str]
-) -> None:
-  for name in [*wanted, *saved]:
-    found = saved.get(name, 'missing')
-    expected = wanted.get(name, 'not wanted')
-    if found != expected:
-      raise ValueError(
-        f'checkpoint {path} does not fit this run: leaf {name} is {found} in '
-        f'the checkpoint and {expected} here; use the model and optimizer '
-        'that it was saved with'
-      )
-
-
-def _with_sharding(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-  if leaf.sharding is not None:
-    return leaf
-  device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-  return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device)

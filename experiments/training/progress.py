@@ -110,3 +110,19 @@ class Progress:
 
   def __exit__(self, *unused_exception) -> None:
     self.close()
+
+
+class NoProgress:
+  """Stands for a `Progress` in the processes that show none."""
+
+  def update(self, step: int, *, loss: float, tokens_per_second: float) -> None:
+    """Does nothing."""
+
+  def note(self, text: str) -> None:
+    """Does nothing."""
+
+  def __enter__(self) -> 'NoProgress':
+    return self
+
+  def __exit__(self, *unused_exception) -> None:
+    pass

@@ -19,6 +19,8 @@ from experiments.data import tokenizers
 from experiments.evaluation import held_out
 from experiments.evaluation import text_baselines
 from experiments.training import metrics as metrics_lib
+from experiments.training import placement as placement_lib
+from experiments.training import processes
 from experiments.training import workdir as workdir_lib
 
 _PROMPT = 'def '
@@ -60,6 +62,8 @@ def _totals(rows: list[metrics_lib.Row]) -> dict[str, float]:
     'training_tokens': sum(int(row['tokens']) for row in train_rows),
     'training_seconds': round(seconds, 1),
     'refused_steps': train_rows[-1]['refused'],
+    'wall_seconds': round(train_rows[-1]['wall_seconds'], 1),
+    'goodput': round(train_rows[-1]['goodput'], 4),
   }
 
 
@@ -69,8 +73,13 @@ def write(
   store: token_store.TokenStore,
   workdir: workdir_lib.Workdir,
   identity: dict[str, Any],
+  *,
+  group: processes.Group | None = None,
+  placement: placement_lib.Placement | None = None,
 ) -> dict[str, Any]:
   """Tests a trained model; writes samples.txt, loss.png and, last, report.json.
+
+  All processes of the run test it and make the sample; process 0 writes.
 
   The returned report's `held_out_...` are of the whole test split, its
   `validation_...` of the last evaluation in the loop. It carries `WARNED_PARTS`
@@ -78,10 +87,25 @@ def write(
   """
   tokenizer = tokenizers.load_tokenizer(config.data.tokenizer)
   test = held_out.evaluate(
-    config.model, params, store.split('test'), config.evaluation
+    config.model,
+    params,
+    store.split('test'),
+    config.evaluation,
+    placement=placement,
   )
-  baselines = _baselines(store, tokenizer)
   sample = _sample(config, params, tokenizer)
+
+  def finish() -> dict[str, Any]:
+    return _write(config, store, workdir, identity, tokenizer, test, sample)
+
+  return (group or processes.Group()).share('final report', finish)
+
+
+def _write(
+  config, store, workdir, identity, tokenizer, test, sample
+) -> dict[str, Any]:
+  """Writes the files of the report from what was measured; returns it."""
+  baselines = _baselines(store, tokenizer)
   atomic_file.replace(workdir.samples, sample + '\n')
   rows = metrics_lib.read_rows(workdir.metrics)
   plotting.draw_loss(

@@ -17,6 +17,7 @@ import itertools
 import os
 import pathlib
 import shutil
+from typing import Any
 
 from absl import logging
 
@@ -51,17 +52,29 @@ class StepDirectories:
     """Returns the names of the damaged checkpoints that were moved aside."""
     return sorted(path.name for path in self.root.glob('*.damaged*'))
 
-  def damage(self, step: int) -> str | None:
-    """Returns what is wrong with a published checkpoint, or None."""
-    return seals.damage(self.path(step))
+  def damage(
+    self, step: int, *, share: seals.Share = seals.WHOLE
+  ) -> str | None:
+    """Returns what is wrong with (a share of) a checkpoint, or None."""
+    return seals.damage(self.path(step), share=share)
 
-  def create(self) -> None:
-    """Creates the directory, if it is not there.
+  def make_room(self, step: int, damaged: Iterable[int]) -> None:
+    """Prepares the save of a step: removes leftovers, moves damage aside.
+
+    Args:
+      step: that will be written.
+      damaged: steps of checkpoints to move aside.
 
     Raises:
-      OSError: it cannot be created.
+      OSError: the directory cannot be written.
     """
     self.root.mkdir(parents=True, exist_ok=True)
+    self.remove_leftovers()
+    self._move_aside(damaged)
+    # Whether it can be written is found out here: processes of orbax wait for
+    # one that fails. It is gone again, as one removes what others look for.
+    self.writing_path(step).mkdir()
+    self.writing_path(step).rmdir()
 
   def remove_leftovers(self) -> None:
     """Frees the space of killed and failed saves, as far as possible.
@@ -72,25 +85,27 @@ class StepDirectories:
       for path in self.root.glob(pattern):
         shutil.rmtree(path, ignore_errors=True)
 
-  def move_aside(self, steps: Iterable[int]) -> None:
-    """Renames damaged checkpoints to the first free `<step>.damaged<n>`.
-
-    Raises:
-      OSError: a directory cannot be renamed.
-    """
+  def _move_aside(self, steps: Iterable[int]) -> None:
+    """Renames damaged checkpoints to the first free `<step>.damaged<n>`."""
     for step in steps:
       names = (f'{step}.damaged{n or ""}' for n in itertools.count())
       free = (self.root / n for n in names if not (self.root / n).exists())
       if self.path(step).is_dir():
         os.rename(self.path(step), next(free))
 
-  def publish(self, step: int) -> None:
+  def publish(
+    self, step: int, files: dict[str, dict[str, Any]] | None = None
+  ) -> None:
     """Seals what was written for a step and makes it a checkpoint.
+
+    Args:
+      step: whose files are all written.
+      files: see `seals.seal`.
 
     Raises:
       OSError: a file cannot be written or renamed; nothing is published.
     """
-    seals.seal(self.writing_path(step))
+    seals.seal(self.writing_path(step), files)
     os.rename(self.writing_path(step), self.path(step))
     seals.flush_directory(self.root)
 

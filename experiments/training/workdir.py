@@ -25,6 +25,11 @@ FREE_FIELDS = (
   'config.checkpoint.keep_latest',
   'config.checkpoint.keep_every_steps',
   'config.checkpoint.max_failed_saves',
+  'config.mesh.data',
+  'config.mesh.fsdp',
+  'config.mesh.tensor',
+  'config.mesh.sequence',
+  'config.mesh.dcn_data',
 )
 
 
@@ -87,6 +92,16 @@ class Workdir:
     return self.root / 'log.txt'
 
   @property
+  def clock(self) -> pathlib.Path:
+    """When the run was first started, see `goodput`."""
+    return self.root / 'clock.json'
+
+  @property
+  def stacks(self) -> pathlib.Path:
+    """What every thread of a process did when the watchdog ended it."""
+    return self.root / 'stacks.txt'
+
+  @property
   def tokens(self) -> pathlib.Path:
     """Directory of the token store, where the run built its own."""
     return self.root / 'tokens'
@@ -140,6 +155,24 @@ def _differences(stored: dict, given: dict) -> dict[str, str]:
     for path in dict.fromkeys([*old, *new])
     if path not in old or path not in new or old[path] != new[path]
   }
+
+
+def require_same(first: dict[str, Any], own: dict[str, Any]) -> None:
+  """Checks that this process was started for the run of process 0.
+
+  Args:
+    first: the identity that process 0 found.
+    own: the identity that this process found.
+
+  Raises:
+    WorkdirMismatchError: they differ; lists every such field.
+  """
+  if lines := _differences(first, own).values():
+    raise WorkdirMismatchError(
+      'this process is not started as process 0 is (there != here):\n  '
+      + '\n  '.join(lines)
+      + '\nstart all processes with one command, from the same sources'
+    )
 
 
 def _stored_identity(workdir: Workdir) -> dict | None:

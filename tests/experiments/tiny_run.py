@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import random
+import socket
 import subprocess
 import sys
 
@@ -17,6 +18,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 NUM_STEPS = 60
 EVALUATION_STEPS = (20, 40, 60)
 
+_TIMES = ('seconds', 'wall_seconds', 'goodput')
 _WORDS = 'def return value list of the a map state key with snake'.split()
 
 
@@ -133,7 +135,7 @@ def rows_of(root):
   """Returns the rows of a run without their times, which differ."""
   rows = metrics_lib.read_rows(root / 'metrics.jsonl')
   return [
-    {name: value for name, value in row.items() if name != 'seconds'}
+    {name: value for name, value in row.items() if name not in _TIMES}
     for row in rows
   ]
 
@@ -191,3 +193,77 @@ def record(name: str, counts: dict[str, int]) -> None:
   path.parent.mkdir(exist_ok=True)
   with path.open('a') as file:
     file.write(json.dumps(row) + '\n')
+
+
+def free_port() -> int:
+  """Returns a port of this machine that nobody listens on."""
+  with socket.socket() as listener:
+    listener.bind(('127.0.0.1', 0))
+    return listener.getsockname()[1]
+
+
+def start_processes(
+  base: config_lib.TrainLMConfig,
+  workdir: pathlib.Path,
+  cache: pathlib.Path,
+  *,
+  count: int,
+  devices: int = 1,
+  flags: tuple[str, ...] = (),
+) -> list[subprocess.Popen]:
+  """Starts a run of several processes on this machine, over gloo.
+
+  Args:
+    base: of the run.
+    workdir: of the run.
+    cache: directory of compiled programs.
+    count: of processes.
+    devices: that each process has.
+    flags: more of them.
+  """
+  address = f'127.0.0.1:{free_port()}'
+  arguments = [
+    *command(base, workdir),
+    f'--coordinator_address={address}',
+    f'--num_processes={count}',
+    *flags,
+  ]
+  variables = environment(cache) | {
+    'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}'
+  }
+  return [
+    subprocess.Popen(
+      [*arguments, f'--process_id={index}'],
+      cwd=ROOT,
+      env=variables,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    for index in range(count)
+  ]
+
+
+def wait_for_step(process: subprocess.Popen, step: int | None = None) -> None:
+  """Reads what a run shows until it is at a step, by default at any."""
+  start = 'step ' if step is None else f'step {step}/'
+  shown = []
+  for line in process.stderr:
+    shown.append(line)
+    if line.startswith(start):
+      return
+  raise AssertionError(f'the run ended before: {"".join(shown)}')
+
+
+def assert_near_rows(root, other_root, *, tolerance=1e-5) -> None:
+  """Every row is there once, with the other run's tokens and losses."""
+
+  def sorted_rows(directory):
+    return sorted(rows_of(directory), key=lambda r: (r['step'], r['kind']))
+
+  found, expected = sorted_rows(root), sorted_rows(other_root)
+  for name in ('step', 'kind', 'tokens'):
+    assert [row[name] for row in found] == [row[name] for row in expected]
+  for one, other in zip(found, expected, strict=True):
+    difference = abs(one['loss'] - other['loss'])
+    assert difference <= tolerance * abs(other['loss']), (one, other)

@@ -27,6 +27,7 @@ def test_a_run_leaves_its_files(finished_run):
   assert names == {
     '.lock',
     'checkpoints',
+    'clock.json',
     'config.json',
     'log.txt',
     'loss.png',

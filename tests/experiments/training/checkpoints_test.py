@@ -382,7 +382,8 @@ def test_killed_at_any_moment_the_newest_is_whole(tmp_path):
 
 
 def test_a_seal_that_cannot_be_written_is_a_failed_save(saved, monkeypatch):
-  def fail(directory):
+  def fail(directory, files):
+    del files
     raise OSError(errno.ENOSPC, 'No space left on device', str(directory))
 
   with checkpoints.Checkpoints(saved, CONFIG) as saver:

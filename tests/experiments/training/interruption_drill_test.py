@@ -116,8 +116,8 @@ def test_killed_between_evaluation_and_save_it_is_done_again(
   config = tiny_run.replace(tiny_config, 'checkpoint', every_steps=35)
   evaluated = []
 
-  def note(model, params, split, evaluation, *, num_tokens=None):
-    del model, params, evaluation
+  def note(model, params, split, evaluation, *, placement, num_tokens=None):
+    del model, params, evaluation, placement
     evaluated.append((split.name, num_tokens))
 
   def kill(checkpoints, step, state, meta):

@@ -10,6 +10,7 @@ import pytest
 from experiments.data import windows
 from experiments.evaluation import held_out
 from experiments.training import checkpoints as checkpoints_lib
+from experiments.training import goodput as goodput_lib
 from experiments.training import loop
 from experiments.training import metrics as metrics_lib
 from experiments.training import train_step
@@ -48,7 +49,8 @@ def step_values(loss):
 
 def test_a_row_is_written_one_step_late(tiny_config):
   recorder = Recorder()
-  log = loop._StepLog(tiny_config, recorder, recorder)
+  goodput = goodput_lib.Goodput(0.0)
+  log = loop._StepLog(tiny_config, recorder, recorder, goodput)
   written = []
   for step in (1, 2, 3):
     log.push(step, step_values(step))
@@ -66,7 +68,8 @@ def test_the_speed_shown_is_that_since_the_last_line(tiny_config, monkeypatch):
   monkeypatch.setattr(loop.time, 'monotonic', lambda: next(times))
   config = tiny_run.replace(tiny_config, 'training', log_every_steps=2)
   recorder = Recorder()
-  log = loop._StepLog(config, recorder, recorder)
+  goodput = goodput_lib.Goodput(0.0)
+  log = loop._StepLog(config, recorder, recorder, goodput)
   for step in (1, 2, 3, 4):
     log.push(step, step_values(step))
   log.flush()
@@ -248,10 +251,12 @@ def test_spikes_are_not_applied_and_the_run_goes_on(
   factors = {30: np.nan, 31: np.inf, 40: 1e4}
   iterator, losses_of = windows.training_iterator, train_step.token_losses
 
-  def batches(split, data_config, *, start_step):
+  def batches(split, data_config, *, start_step, shard_index, shard_count):
+    assert (shard_index, shard_count) == (0, 1)
     whole = iterator(split, data_config, start_step=start_step)
     for step, batch in enumerate(whole, start_step):
-      yield batch | {'factor': np.float32(factors.get(step, 1))}
+      factor = np.full((len(batch['tokens']), 1), factors.get(step, 1))
+      yield batch | {'factor': factor.astype(np.float32)}
 
   def token_losses(config, params, batch):
     losses, counts = losses_of(config, params, batch)
