@@ -29,7 +29,9 @@ For float32 inputs L_a and the inverse are computed in float64 and then rounded:
 where the rows of A and B are nearly parallel, sums over U cancel to a fraction
 of their terms, and L_a rounded beforehand would cost several times the error of
 the scan over tokens. So is dR, of which db takes the products with single rows
-of V: where these nearly cancel, its rounding is most of their error.
+of V: where these nearly cancel, its rounding is most of their error. And dg of
+a decay per head sums the gradients of all the scores that span a token, which
+cancel likewise: the way back through L, P and the rest is then all in float64.
 """
 
 import functools
@@ -198,35 +200,46 @@ def _scan_back(dstate, do, made: _Prepared, solved: _Solved, *, exact: bool):
   return dstate, dr, dstates
 
 
+def _pull_back(arrays, cut, v, do, dr, dstates, states, u, *, static: _Static):
+  """Returns dq, dk, da, db and dg of a group."""
+  made, pullback = jax.vjp(
+    lambda *arrays: _prepare(*arrays, cut, static), *arrays
+  )
+  dkeep = None
+  if made.keep is not None:
+    dkeep = chunking.sum_to(states * dstates, made.keep.shape)
+  outer = chunking.outer
+  return pullback(
+    _Prepared(
+      outer(dr, u),
+      outer(dr, v),
+      outer(do, u),
+      outer(do, v),
+      outer(do, states),
+      outer(dr, states),
+      outer(u, dstates),
+      outer(v, dstates),
+      dkeep,
+    )
+  )
+
+
 def _backward_group(dstate, parts, solved: _Solved, *, static: _Static):
   inputs, counts, do = parts
   q, k, v, a, b, g = _chunks(inputs, static)
   heads = v.shape[2]
   do = chunking.to_chunks(do, static.layout.chunks_per_group, heads)
   cut = decay.segments(*counts, static.layout.chunks_per_group)
-  made, pullback = jax.vjp(
-    lambda *arrays: _prepare(*arrays, cut, static), q, k, a, b, g
-  )
+  made = _prepare(q, k, a, b, g, cut, static)
   exact = inputs.q.dtype == jnp.float32
   dstate, dr, dstates = _scan_back(dstate, do, made, solved, exact=exact)
   l_k_t, p_k_t = map(chunking.transpose, (made.l_k, made.p_k))
   dv = p_k_t @ do + made.k_out @ dstates + l_k_t @ dr
-  dkeep = None
-  if made.keep is not None:
-    dkeep = chunking.sum_to(solved.states * dstates, made.keep.shape)
-  outer = chunking.outer
-  dq, dk, da, db, dg = pullback(
-    _Prepared(
-      outer(dr, solved.u),
-      outer(dr, v),
-      outer(do, solved.u),
-      outer(do, v),
-      outer(do, solved.states),
-      outer(dr, solved.states),
-      outer(solved.u, dstates),
-      outer(v, dstates),
-      dkeep,
-    )
+  pull_back = functools.partial(_pull_back, static=static)
+  if exact and g is not None and g.shape[-1] == 1:
+    pull_back = chunking.in_float64(pull_back)
+  dq, dk, da, db, dg = pull_back(
+    (q, k, a, b, g), cut, v, do, dr, dstates, solved.states, solved.u
   )
   gradients = jax.tree.map(
     lambda d, x: chunking.from_chunks(d, x.shape[2]),
