@@ -200,28 +200,34 @@ def _scan_back(dstate, do, made: _Prepared, solved: _Solved, *, exact: bool):
   return dstate, dr, dstates
 
 
-def _pull_back(arrays, cut, v, do, dr, dstates, states, u, *, static: _Static):
-  """Returns dq, dk, da, db and dg of a group."""
-  made, pullback = jax.vjp(
-    lambda *arrays: _prepare(*arrays, cut, static), *arrays
+def _prepared_gradients(keep, v, do, dr, dstates, states, u) -> _Prepared:
+  """Returns the gradients to what `_prepare` made of a group."""
+  outer, dkeep = chunking.outer, None
+  if keep is not None:
+    dkeep = chunking.sum_to(states * dstates, keep.shape)
+  return _Prepared(
+    outer(dr, u),
+    outer(dr, v),
+    outer(do, u),
+    outer(do, v),
+    outer(do, states),
+    outer(dr, states),
+    outer(u, dstates),
+    outer(v, dstates),
+    dkeep,
   )
-  dkeep = None
-  if made.keep is not None:
-    dkeep = chunking.sum_to(states * dstates, made.keep.shape)
-  outer = chunking.outer
-  return pullback(
-    _Prepared(
-      outer(dr, u),
-      outer(dr, v),
-      outer(do, u),
-      outer(do, v),
-      outer(do, states),
-      outer(dr, states),
-      outer(u, dstates),
-      outer(v, dstates),
-      dkeep,
+
+
+def _pull_back_exactly(arrays, cut, found, *, static: _Static):
+  """Returns dq, dk, da, db and dg of a group, by float64."""
+
+  def pull_back(arrays, cut, found):
+    made, pullback = jax.vjp(
+      lambda *arrays: _prepare(*arrays, cut, static), *arrays
     )
-  )
+    return pullback(_prepared_gradients(made.keep, *found))
+
+  return chunking.in_float64(pull_back)(arrays, cut, found)
 
 
 def _backward_group(dstate, parts, solved: _Solved, *, static: _Static):
@@ -230,17 +236,20 @@ def _backward_group(dstate, parts, solved: _Solved, *, static: _Static):
   heads = v.shape[2]
   do = chunking.to_chunks(do, static.layout.chunks_per_group, heads)
   cut = decay.segments(*counts, static.layout.chunks_per_group)
-  made = _prepare(q, k, a, b, g, cut, static)
+  arrays = q, k, a, b, g
+  made, pullback = jax.vjp(
+    lambda *arrays: _prepare(*arrays, cut, static), *arrays
+  )
   exact = inputs.q.dtype == jnp.float32
   dstate, dr, dstates = _scan_back(dstate, do, made, solved, exact=exact)
   l_k_t, p_k_t = map(chunking.transpose, (made.l_k, made.p_k))
   dv = p_k_t @ do + made.k_out @ dstates + l_k_t @ dr
-  pull_back = functools.partial(_pull_back, static=static)
+  found = v, do, dr, dstates, solved.states, solved.u
   if exact and g is not None and g.shape[-1] == 1:
-    pull_back = chunking.in_float64(pull_back)
-  dq, dk, da, db, dg = pull_back(
-    (q, k, a, b, g), cut, v, do, dr, dstates, solved.states, solved.u
-  )
+    gradients = _pull_back_exactly(arrays, cut, found, static=static)
+  else:
+    gradients = pullback(_prepared_gradients(made.keep, *found))
+  dq, dk, da, db, dg = gradients
   gradients = jax.tree.map(
     lambda d, x: chunking.from_chunks(d, x.shape[2]),
     _Inputs(dq, dk, dv, da, db, dg),
