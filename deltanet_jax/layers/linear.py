@@ -4,6 +4,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
+from deltanet_jax import sharding
 from deltanet_jax.layers import options
 
 INIT_STDDEV = 0.02
@@ -14,12 +15,12 @@ def _flat_dot_general(x, kernel, dimension_numbers, **options):
 
   With one leading axis the gradient of the kernel is a plain transposed
   product; with several, XLA's CPU backend copies its operands element by
-  element first, which costs more than the product. On a mesh rows and tokens
-  may both be sharded, which one axis of both cannot be.
+  element first, which costs more than the product. Where a mesh cuts rows and
+  their tokens, one axis of both could not be sharded.
   """
   ((contracted,), _), _ = dimension_numbers
   assert contracted == x.ndim - 1 and kernel.ndim == 2
-  if not jax.sharding.get_abstract_mesh().empty:
+  if sharding.ambient_size('sequence') > 1:
     return jax.lax.dot_general(x, kernel, dimension_numbers, **options)
   rows = x.reshape(-1, x.shape[-1])
   y = jax.lax.dot_general(rows, kernel, (((1,), (0,)), ((), ())), **options)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import deltanet_jax
+from deltanet_jax import mixers
 from deltanet_jax import sharding
 from deltanet_jax.layers import attention
 from experiments import config as config_lib
@@ -69,7 +70,12 @@ def _trained(mixer, accumulation, mesh_items):
   run = config(mixer, accumulation, **dict(mesh_items))
   mesh = mesh_lib.build(run)
   state, batch = train_step.build_init(run, mesh)(), _batch(run, mesh)
-  step = train_step.build(run, mesh).lower(state, batch).compile()
+  # It runs three times.
+  step = (
+    train_step.build(run, mesh)
+    .lower(state, batch)
+    .compile(compiler_options={'xla_backend_optimization_level': 0})
+  )
   losses = []
   for _ in range(3):
     state, metrics = step(state, batch)
@@ -107,6 +113,32 @@ def test_losses_of_the_family_are_those_of_one_device(mixer, mesh):
   losses, _, text = trained(mixer, **mesh)
   np.testing.assert_allclose(losses, expected, rtol=1e-5)
   assert not gathered_activations(text)
+
+
+# One of each kind of computation; the others in drills.
+QUICK = ('gla', 'gsa', 'hyena', 'mamba', 'rwkv6')
+
+
+@pytest.mark.parametrize(
+  'mixer',
+  [
+    pytest.param(name, marks=() if name in QUICK else pytest.mark.drill)
+    for name in mixers.MIXERS
+    if name not in FAMILY
+  ],
+)
+def test_every_mixer_trains_under_fsdp(mixer):
+  expected, _, _ = trained(mixer)
+  losses, state, text = trained(mixer, fsdp=8)
+  np.testing.assert_allclose(losses, expected, rtol=1e-5)
+  assert not gathered_activations(text)
+  assert largest_share(state['params']) < 1
+
+
+def largest_share(params):
+  """Returns the part of the largest leaf that a device holds."""
+  leaf = max(jax.tree.leaves(params), key=lambda x: x.size)
+  return leaf.addressable_shards[0].data.size / leaf.size
 
 
 @pytest.mark.parametrize('mixer', ['sliding_window', 'delta_product'])
