@@ -1,8 +1,10 @@
 """Settings of every test, made before jax is imported.
 
 Eight CPU devices, so that meshes are real; strict promotion, so that no dtype
-or rank changes unseen; compiled programs are kept, since compiling takes most
-of the time and the workers and the next run need the same ones.
+or rank changes unseen. Compiling takes most of the time: what is compiled is
+kept for the other workers and the next run, and machine code is not optimised,
+unless XLA_FLAGS says at which level (`.ci/run` tests the oldest jax at 3, which
+is what users run).
 """
 
 import os
@@ -17,6 +19,7 @@ def _add_xla_flag(flag: str) -> None:
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 _add_xla_flag('--xla_force_host_platform_device_count=8')
+_add_xla_flag('--xla_backend_optimization_level=0')
 _cache = pathlib.Path(__file__).parents[1] / '.pytest_cache' / 'compiled'
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(_cache))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.2')

@@ -34,7 +34,6 @@ SEGMENT_IDS = np.array(
   np.int32,
 )
 SPLITS = {
-  'whole': (LENGTH,),
   'around_one_token': (1, 9, 2),
   'tokens': (1,) * LENGTH,
 }
