@@ -90,12 +90,12 @@ def _rematerialize(
   function: Callable, config: config_lib.ModelConfig, length: int
 ) -> Callable:
   """Wraps the pure function of a run's blocks with `config.remat`."""
-  if config.remat == 'none':
-    return sharding.except_gathered(function)
-  policy = _REMAT_POLICIES[config.remat]
   # A scan of several layers keeps the forward and the recomputation in two
   # loops, which XLA cannot merge; a single one is unrolled and could be merged.
   prevent_cse = config.num_repeats * length == 1
+  if config.remat == 'none':
+    return sharding.except_gathered(function, prevent_cse=prevent_cse)
+  policy = _REMAT_POLICIES[config.remat]
   return jax.checkpoint(function, policy=policy, prevent_cse=prevent_cse)
 
 

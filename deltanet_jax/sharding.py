@@ -153,15 +153,19 @@ def gather(params: Any, prefix: str = '') -> Any:
   return jax.tree_util.tree_map_with_path(one, params)
 
 
-def except_gathered(function: Callable) -> Callable:
+def except_gathered(function: Callable, *, prevent_cse: bool) -> Callable:
   """Lets the backward pass of a block gather its parameters once more.
 
   Otherwise what was gathered would be kept for it, all layers' at once.
+
+  Args:
+    function: of a block, whose parameters `gather` gathers.
+    prevent_cse: see `jax.checkpoint`.
   """
   if ambient_size('fsdp') == 1:
     return function
   policy = jax.checkpoint_policies.save_anything_except_these_names(GATHERED)
-  return jax.checkpoint(function, policy=policy)
+  return jax.checkpoint(function, policy=policy, prevent_cse=prevent_cse)
 
 
 def shard_map(body: Callable, specs: Any, results: Any) -> Callable:

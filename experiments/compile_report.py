@@ -5,16 +5,15 @@ No such machine is needed, `make setup_aot` is. All else are flags as of
   python -m experiments.compile_report --config=delta_net_1b --target=v5p:4x4x4
   python -m experiments.compile_report --config=delta_net_340m --target=h200:8
   python -m experiments.compile_report --suite=models      the table of results/
+  python -m experiments.compile_report --suite=scaling     over 1 to 8 devices
 """
 
 from collections.abc import Sequence
 import json
-import pathlib
 
 from absl import app
 from absl import flags
 
-from experiments import compile_suite
 from experiments import compile_tables
 from experiments import config as config_lib
 from experiments import config_flags
@@ -30,8 +29,10 @@ def define_flags() -> None:
   )
   flags.DEFINE_list('target', None, 'v5p:4x4x4, h200:64 ...; of a suite, some.')
   flags.DEFINE_bool('json', False, 'Print one object, not lines.')
-  flags.DEFINE_enum('suite', None, ['models'], 'Add to a table, by --output.')
-  flags.DEFINE_string('output', 'results/compiled_models.jsonl', 'Of a suite.')
+  flags.DEFINE_enum(
+    'suite', None, list(compile_tables.SUITES), 'Adds what is missing.'
+  )
+  flags.DEFINE_string('output', '', 'JSONL of a suite; empty: in results/.')
 
 
 def main(argv: Sequence[str]) -> int:
@@ -41,8 +42,7 @@ def main(argv: Sequence[str]) -> int:
   args = flags.FLAGS
   try:
     if args.suite:
-      machines = args.target or compile_suite.MACHINES
-      for line in compile_tables.run(pathlib.Path(args.output), machines):
+      for line in compile_tables.SUITES[args.suite](args.output, args.target):
         print(line, flush=True)
       return 0
     config = config_flags.override(configs.TRAIN_LM[args.config]())

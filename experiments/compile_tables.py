@@ -1,10 +1,12 @@
 """Tables of compiled train steps, of one in full and of many in Markdown."""
 
 from collections.abc import Iterable, Iterator, Sequence
+import os
 import pathlib
 
 from experiments import compile_suite
 from experiments import pod_compilation
+from experiments import scaling
 
 _GIB = 2**30
 _PARTS = ('parameter', 'optimizer', 'activation', 'temp', 'total', 'chip')
@@ -142,16 +144,42 @@ def markdown(
 
 
 def run(
-  path: pathlib.Path, machines: Sequence[str] = compile_suite.MACHINES
+  output: str | os.PathLike = '', machines: Sequence[str] | None = None
 ) -> Iterator[str]:
   """Adds the rows that are missing, yields a line each, and writes the table.
 
   The table is Markdown beside the rows, and written after every one of them.
+
+  Args:
+    output: the file of the rows; empty: that of results/.
+    machines: None: all.
   """
-  for row in compile_suite.run(path, machines):
+  path = pathlib.Path(output or 'results/compiled_models.jsonl')
+  for row in compile_suite.run(path, machines or compile_suite.MACHINES):
     write(path)
     yield _line(_cells(row))
   write(path)
+
+
+def run_scaling(
+  output: str | os.PathLike = '', machines: Sequence[str] | None = None
+) -> Iterator[str]:
+  """Adds the rows of `scaling` that are missing, and yields a line each.
+
+  Args:
+    output: the file of the rows; empty: that of results/.
+    machines: none can be chosen.
+
+  Raises:
+    ValueError: one is chosen.
+  """
+  if machines:
+    raise ValueError(f'the suite scaling takes no --target, got {machines}')
+  for row in scaling.run(pathlib.Path(output or 'results/scaling.jsonl')):
+    yield scaling.describe(row)
+
+
+SUITES = {'models': run, 'scaling': run_scaling}
 
 
 def write(path: pathlib.Path) -> None:

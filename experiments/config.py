@@ -5,6 +5,7 @@ import typing
 from typing import Any
 
 from deltanet_jax import config as model_config
+from experiments import compilation_cache as compilation_cache_lib
 
 
 def _require(rule: bool, message: str) -> None:
@@ -294,6 +295,8 @@ class RuntimeConfig:
       answer or to show life, before it gives up.
     watchdog_seconds: a step that takes longer ends the process, with the stacks
       of its threads in a file; the first may take three times as long; 0: none.
+    compilation_cache: directory that keeps compiled programs; empty: none are
+      kept.
   """
 
   coordinator_address: str = ''
@@ -301,6 +304,7 @@ class RuntimeConfig:
   process_id: int = -1
   peer_timeout_seconds: int = 300
   watchdog_seconds: float = 600.0
+  compilation_cache: str = compilation_cache_lib.default_directory()
 
   def __post_init__(self):
     for name, least in (

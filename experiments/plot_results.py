@@ -13,6 +13,8 @@ from absl import flags
 
 from experiments import kernel_figures
 from experiments import mixer_figures
+from experiments import scaling
+from experiments import scaling_figures
 from experiments import throughput_figures
 from experiments.synthetic import figures as synthetic_figures
 from experiments.synthetic import sweeping
@@ -21,9 +23,8 @@ from experiments.synthetic import sweeping
 def define_flags() -> None:
   """Defines the flags of this program."""
   flags.DEFINE_string('results', 'results', 'Directory of the JSONL files.')
-  names = list(synthetic_figures.FIGURES)
   text = 'The one to draw; unset: one next to every file of other results.'
-  flags.DEFINE_enum('figure', None, names, text)
+  flags.DEFINE_enum('figure', None, list(synthetic_figures.FIGURES), text)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -45,6 +46,7 @@ def main(argv: Sequence[str]) -> None:
     'kernel': kernel_figures.draw_kernels,
     'mixer': mixer_figures.draw_mixers,
     'throughput': throughput_figures.draw_throughput,
+    scaling.KIND: scaling_figures.draw_scaling,
   }
   for path, kind in itertools.product(paths, draw):
     rows = kernel_figures.read_rows(path, kind)

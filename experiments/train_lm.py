@@ -23,11 +23,6 @@ _CONFIG = flags.DEFINE_enum(
 _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Directory of the run.', required=True
 )
-_COMPILATION_CACHE = flags.DEFINE_string(
-  'compilation_cache',
-  compilation_cache.default_directory(),
-  'Directory that keeps compiled programs; empty: none are kept.',
-)
 _ERRORS = (
   ImportError,
   OSError,
@@ -44,11 +39,11 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f'flags only, got the arguments {argv[1:]}')
   logging.set_verbosity(logging.INFO)
-  compilation_cache.keep_in(_COMPILATION_CACHE.value)
   workdir = _WORKDIR.value
   try:
     config = config_flags.override(configs.TRAIN_LM[_CONFIG.value]())
     runtime = config_flags.override(config_lib.RuntimeConfig())
+    compilation_cache.keep_in(runtime.compilation_cache)
     with processes.joined(runtime, workdir, one_line=_ERRORS) as group:
       said = loop.train(
         config, workdir, group=group, watchdog_seconds=runtime.watchdog_seconds

@@ -11,7 +11,11 @@ import deltanet_jax
 from deltanet_jax import mixers
 from deltanet_jax import sharding
 from deltanet_jax.layers import attention
+from experiments import collectives
 from experiments import config as config_lib
+from experiments import hlo_text
+from experiments import mesh_traffic
+from experiments import program_costs
 from experiments.training import mesh as mesh_lib
 from experiments.training import train_step
 
@@ -146,6 +150,24 @@ def test_all_axes_at_once(mixer):
   losses, _, text = trained(mixer, 2, **ALL_AXES)
   np.testing.assert_allclose(losses, trained(mixer)[0], rtol=1e-5)
   assert not gathered_activations(text)
+
+
+@pytest.mark.parametrize('axis', ['data', 'fsdp', 'tensor', 'sequence'])
+def test_a_step_sends_what_the_formula_says(axis):
+  run = config('delta_net', **{axis: 8})
+  _, _, text = trained('delta_net', **{axis: 8})
+  found = collectives.collectives(text, mesh_lib.build(run))
+  assert {one.axes for one in found} == {(axis,)}
+  sent = sum(one.total_bytes_per_device for one in found)
+  assert sent == pytest.approx(mesh_traffic.sent_bytes(run, axis, 8), rel=0.01)
+
+
+def test_devices_of_fsdp_share_the_products():
+  counts = [
+    program_costs.flops(hlo_text.parse(trained('delta_net', **mesh)[2]))
+    for mesh in ({}, {'fsdp': 8})
+  ]
+  assert 8 * counts[1] == pytest.approx(counts[0], rel=0.05)
 
 
 def test_a_planted_gather_of_activations_is_found(monkeypatch):

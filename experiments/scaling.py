@@ -1,0 +1,82 @@
+"""How a train step's work falls with the number of devices that share it.
+
+The step of DeltaNet with 340M parameters, 2^20 tokens in rows of 2048, is
+compiled for 1, 2, 4 and 8 H200s that are not there (`pod_compilation`), in
+float32 and with the recurrence in XLA, whose products the program's text shows.
+Along `fsdp` and along `sequence` every device should compute and move 1 / n,
+and send what `mesh_traffic` says.
+"""
+
+from collections.abc import Iterator
+import dataclasses
+import itertools
+import json
+import pathlib
+
+import deltanet_jax
+from experiments import compile_suite
+from experiments import config as config_lib
+from experiments import mesh_traffic
+from experiments import pod_compilation
+
+KIND = 'scaling'
+AXES = ('fsdp', 'sequence')
+DEVICES = (1, 2, 4, 8)
+CASES = ((AXES[0], 1), *itertools.product(AXES, DEVICES[1:]))
+LENGTH = 2048
+
+
+def config(axis: str, num_devices: int) -> config_lib.TrainLMConfig:
+  """Returns the run whose step is compiled."""
+  model = deltanet_jax.preset('delta_net', '340m')
+  mixer = dataclasses.replace(model.delta_net, implementation='xla')
+  return config_lib.TrainLMConfig(
+    model=dataclasses.replace(model, delta_net=mixer, dtype='float32'),
+    data=config_lib.DataConfig(
+      batch_size=compile_suite.TOKENS // LENGTH, sequence_length=LENGTH
+    ),
+    training=config_lib.TrainingConfig(num_steps=10_000),
+    mesh=config_lib.MeshConfig(**({'data': 1} | {axis: num_devices})),
+  )
+
+
+def _row(axis: str, num_devices: int) -> pod_compilation.Row:
+  run = config(axis, num_devices)
+  found = pod_compilation.report(f'h200:{num_devices}', run)
+  return found | {
+    'kind': KIND,
+    'axis': axis,
+    'num_devices': num_devices,
+    'sent_bytes': sum(x['bytes'] for x in found['collectives']),
+    'formula_bytes': mesh_traffic.sent_bytes(run, axis, num_devices),
+  }
+
+
+def run(path: pathlib.Path) -> Iterator[pod_compilation.Row]:
+  """Adds the rows that are missing to a file, and yields them.
+
+  The step of one device counts for every axis.
+
+  Raises:
+    ahead_of_time.ToolsMissingError: a compiler is not installed.
+    ahead_of_time.CompilationError: a step does not compile.
+  """
+  path.parent.mkdir(parents=True, exist_ok=True)
+  rows = compile_suite.read_rows(path)
+  done = {(row['axis'], row['num_devices']) for row in rows}
+  for case in CASES:
+    if case not in done:
+      row = _row(*case)
+      with path.open('a') as file:
+        file.write(json.dumps(row) + '\n')
+      yield row
+
+
+def describe(row: pod_compilation.Row) -> str:
+  """Returns a line about a row."""
+  return (
+    f'{row["axis"]} {row["num_devices"]}: {row["flops"] / 1e12:.2f} TFLOP, '
+    f'{row["memory_traffic_bytes"] / 1e9:.1f} GB moved, '
+    f'{row["sent_bytes"] / 1e9:.4f} GB sent, by formula '
+    f'{row["formula_bytes"] / 1e9:.4f}'
+  )
