@@ -1,9 +1,11 @@
 """Named runs and sweeps: `train_synthetic --task --config`, `sweep --sweep`."""
 
 from collections.abc import Callable
+import functools
 
 from experiments.synthetic import config as config_lib
 from experiments.synthetic import configs_cpu
+from experiments.synthetic import configs_mad
 from experiments.synthetic import configs_paper
 
 SWEEPS: dict[str, Callable[[], list[config_lib.RunConfig]]] = {
@@ -13,6 +15,7 @@ SWEEPS: dict[str, Callable[[], list[config_lib.RunConfig]]] = {
   'word_problem_cpu': configs_cpu.word_problem_cpu,
   'mqar_gpu': configs_paper.mqar_gpu,
   'mqar_paper': configs_paper.mqar_paper,
+  'mad_paper': configs_mad.mad_paper,
 }
 
 # (task, size) -> the run of a mixer.
@@ -27,6 +30,10 @@ _RUNS: dict[tuple[str, str], Callable[[str], config_lib.RunConfig]] = {
   ),
   ('parity', 'cpu'): configs_cpu.parity_run,
   ('word_problem', 'cpu'): configs_cpu.word_problem_run,
+}
+_RUNS |= {
+  (name, 'paper'): functools.partial(configs_mad.run, name)
+  for name in configs_mad.TASKS
 }
 
 

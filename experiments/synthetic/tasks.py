@@ -4,6 +4,8 @@ from collections.abc import Callable
 from typing import Any
 
 from experiments.synthetic import mad
+from experiments.synthetic import mad_fuzzy
+from experiments.synthetic import mad_memory
 from experiments.synthetic import mqar
 from experiments.synthetic import state_tracking
 from experiments.synthetic import task
@@ -12,6 +14,10 @@ from experiments.synthetic import word_problems
 GENERATORS: dict[type, Callable[..., task.Examples]] = {
   mqar.MQARConfig: mqar.generate,
   mad.RecallConfig: mad.generate_recall,
+  mad.NoisyRecallConfig: mad.generate_noisy_recall,
+  mad_fuzzy.FuzzyRecallConfig: mad_fuzzy.generate,
+  mad_memory.MemorizationConfig: mad_memory.generate_memorization,
+  mad_memory.CompressionConfig: mad_memory.generate_compression,
   mad.SelectiveCopyingConfig: mad.generate_selective_copying,
   state_tracking.ParityConfig: state_tracking.generate,
   word_problems.WordProblemConfig: word_problems.generate,
