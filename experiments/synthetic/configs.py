@@ -7,6 +7,7 @@ from experiments.synthetic import config as config_lib
 from experiments.synthetic import configs_cpu
 from experiments.synthetic import configs_mad
 from experiments.synthetic import configs_paper
+from experiments.synthetic import configs_regbench
 
 SWEEPS: dict[str, Callable[[], list[config_lib.RunConfig]]] = {
   'mqar_cpu': configs_cpu.mqar_cpu,
@@ -16,6 +17,7 @@ SWEEPS: dict[str, Callable[[], list[config_lib.RunConfig]]] = {
   'mqar_gpu': configs_paper.mqar_gpu,
   'mqar_paper': configs_paper.mqar_paper,
   'mad_paper': configs_mad.mad_paper,
+  'regbench_paper': configs_regbench.regbench_paper,
 }
 
 # (task, size) -> the run of a mixer.
@@ -30,6 +32,8 @@ _RUNS: dict[tuple[str, str], Callable[[str], config_lib.RunConfig]] = {
   ),
   ('parity', 'cpu'): configs_cpu.parity_run,
   ('word_problem', 'cpu'): configs_cpu.word_problem_run,
+  ('regbench', 'cpu'): configs_regbench.cpu_run,
+  ('regbench', 'paper'): configs_regbench.run,
 }
 _RUNS |= {
   (name, 'paper'): functools.partial(configs_mad.run, name)

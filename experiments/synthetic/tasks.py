@@ -7,6 +7,7 @@ from experiments.synthetic import mad
 from experiments.synthetic import mad_fuzzy
 from experiments.synthetic import mad_memory
 from experiments.synthetic import mqar
+from experiments.synthetic import regbench
 from experiments.synthetic import state_tracking
 from experiments.synthetic import task
 from experiments.synthetic import word_problems
@@ -19,6 +20,7 @@ GENERATORS: dict[type, Callable[..., task.Examples]] = {
   mad_memory.MemorizationConfig: mad_memory.generate_memorization,
   mad_memory.CompressionConfig: mad_memory.generate_compression,
   mad.SelectiveCopyingConfig: mad.generate_selective_copying,
+  regbench.RegBenchConfig: regbench.generate,
   state_tracking.ParityConfig: state_tracking.generate,
   word_problems.WordProblemConfig: word_problems.generate,
 }

@@ -14,6 +14,7 @@ from experiments.synthetic import mad_fuzzy
 from experiments.synthetic import mad_memory
 from experiments.synthetic import model
 from experiments.synthetic import mqar
+from experiments.synthetic import regbench
 from experiments.synthetic import word_problems
 
 
@@ -50,6 +51,7 @@ def test_clean_runs_select_on_other_examples():
     (lambda: mad_fuzzy.FuzzyRecallConfig(sequence_length=17), 'length=17'),
     (lambda: mad_memory.MemorizationConfig(sequence_length=3), 'length=3'),
     (lambda: mad_memory.CompressionConfig(vocab_size=1), 'vocab_size=1'),
+    (lambda: regbench.RegBenchConfig(max_length=2), 'max_length=2'),
     (lambda: word_problems.WordProblemConfig(group='S2'), "got group='S2'"),
     (lambda: config_lib.TrainingConfig(batch_size=200_000), 'got 200000'),
     (lambda: config_lib.BlockConfig(embedding_dropout=1.0), 'got 1.0'),

@@ -4,6 +4,7 @@ import pytest
 
 from experiments.synthetic import config as config_lib
 from experiments.synthetic import configs
+from experiments.synthetic import configs_regbench
 from experiments.synthetic import figures
 from experiments.synthetic import sweeping
 
@@ -25,6 +26,29 @@ def _rows():
 def test_a_figure_is_drawn(name, tmp_path):
   path = figures.draw(name, list(_rows()), tmp_path)
   assert path.read_bytes().startswith(b'\x89PNG')
+
+
+def test_regbench_tells_convolutions_apart_beside_the_published(monkeypatch):
+  drawings = []
+  monkeypatch.setattr(figures, '_save', lambda d, path: drawings.append(d))
+  rows = [
+    {
+      'name': 'regbench',
+      'mixer': 'delta_net',
+      'accuracy': 0.9,
+      'config': config_lib.as_dict(
+        configs_regbench.run(num_train=size, use_short_conv=conv)
+      ),
+    }
+    for size in (2_500, 5_000)
+    for conv in (True, False)
+  ]
+  figures.draw('regbench', rows, '.')
+  lines = {x.get_label(): x for x in drawings[0].axes[0].get_lines()}
+  for name in ('delta_net', 'delta_net, no convolution'):
+    assert list(lines[name].get_xdata()) == [2_500, 5_000]
+    grey = lines[f'{name} (published)']
+    assert list(grey.get_xdata()) == list(configs_regbench.SIZES)
 
 
 def test_no_row_is_refused(tmp_path):
