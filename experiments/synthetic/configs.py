@@ -8,6 +8,7 @@ from experiments.synthetic import configs_cpu
 from experiments.synthetic import configs_mad
 from experiments.synthetic import configs_paper
 from experiments.synthetic import configs_regbench
+from experiments.synthetic import configs_state
 
 SWEEPS: dict[str, Callable[[], list[config_lib.RunConfig]]] = {
   'mqar_cpu': configs_cpu.mqar_cpu,
@@ -18,6 +19,8 @@ SWEEPS: dict[str, Callable[[], list[config_lib.RunConfig]]] = {
   'mqar_paper': configs_paper.mqar_paper,
   'mad_paper': configs_mad.mad_paper,
   'regbench_paper': configs_regbench.regbench_paper,
+  'state_tracking_paper': configs_state.state_tracking_paper,
+  'word_problem_paper': configs_state.word_problem_paper,
 }
 
 # (task, size) -> the run of a mixer.
@@ -32,6 +35,10 @@ _RUNS: dict[tuple[str, str], Callable[[str], config_lib.RunConfig]] = {
   ),
   ('parity', 'cpu'): configs_cpu.parity_run,
   ('word_problem', 'cpu'): configs_cpu.word_problem_run,
+  ('parity', 'paper'): configs_state.parity_run,
+  ('modular_arithmetic', 'cpu'): configs_state.modular_cpu_run,
+  ('modular_arithmetic', 'paper'): configs_state.modular_run,
+  ('word_problem', 'paper'): configs_state.word_problem_run,
   ('regbench', 'cpu'): configs_regbench.cpu_run,
   ('regbench', 'paper'): configs_regbench.run,
 }

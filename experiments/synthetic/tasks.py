@@ -6,6 +6,7 @@ from typing import Any
 from experiments.synthetic import mad
 from experiments.synthetic import mad_fuzzy
 from experiments.synthetic import mad_memory
+from experiments.synthetic import modular_arithmetic
 from experiments.synthetic import mqar
 from experiments.synthetic import regbench
 from experiments.synthetic import state_tracking
@@ -20,6 +21,7 @@ GENERATORS: dict[type, Callable[..., task.Examples]] = {
   mad_memory.MemorizationConfig: mad_memory.generate_memorization,
   mad_memory.CompressionConfig: mad_memory.generate_compression,
   mad.SelectiveCopyingConfig: mad.generate_selective_copying,
+  modular_arithmetic.ModularArithmeticConfig: modular_arithmetic.generate,
   regbench.RegBenchConfig: regbench.generate,
   state_tracking.ParityConfig: state_tracking.generate,
   word_problems.WordProblemConfig: word_problems.generate,

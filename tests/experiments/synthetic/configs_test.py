@@ -53,6 +53,7 @@ def test_clean_runs_select_on_other_examples():
     (lambda: mad_memory.CompressionConfig(vocab_size=1), 'vocab_size=1'),
     (lambda: regbench.RegBenchConfig(max_length=2), 'max_length=2'),
     (lambda: word_problems.WordProblemConfig(group='S2'), "got group='S2'"),
+    (lambda: word_problems.WordProblemConfig(group='Z1'), "got group='Z1'"),
     (lambda: config_lib.TrainingConfig(batch_size=200_000), 'got 200000'),
     (lambda: config_lib.BlockConfig(embedding_dropout=1.0), 'got 1.0'),
   ],
