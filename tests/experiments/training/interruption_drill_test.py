@@ -150,7 +150,7 @@ def test_killed_between_evaluation_and_save_it_is_done_again(
 def test_killed_before_the_report_it_is_written(
   finished_run, tmp_path, monkeypatch
 ):
-  def kill(*unused_args):
+  def kill(*unused_args, **unused_options):
     raise tiny_run.Killed
 
   with monkeypatch.context() as patch:

@@ -249,21 +249,21 @@ def test_spikes_are_not_applied_and_the_run_goes_on(
 ):
   config = tiny_run.replace(tiny_config, 'training', spike_sigmas=50.0)
   factors = {30: np.nan, 31: np.inf, 40: 1e4}
-  iterator, losses_of = windows.training_iterator, train_step.token_losses
+  iterator, states_of = windows.training_iterator, train_step._hidden_states
 
   def batches(split, data_config, *, start_step, shard_index, shard_count):
     assert (shard_index, shard_count) == (0, 1)
     whole = iterator(split, data_config, start_step=start_step)
     for step, batch in enumerate(whole, start_step):
-      factor = np.full((len(batch['tokens']), 1), factors.get(step, 1))
+      factor = np.full((len(batch['tokens']), 1, 1), factors.get(step, 1))
       yield batch | {'factor': factor.astype(np.float32)}
 
-  def token_losses(config, params, batch):
-    losses, counts = losses_of(config, params, batch)
-    return losses * batch.get('factor', 1), counts
+  def hidden_states(config, params, batch):
+    hidden, kernel = states_of(config, params, batch)
+    return hidden * batch.get('factor', 1), kernel
 
   monkeypatch.setattr(windows, 'training_iterator', batches)
-  monkeypatch.setattr(train_step, 'token_losses', token_losses)
+  monkeypatch.setattr(train_step, '_hidden_states', hidden_states)
   loop.train(config, tmp_path)
   train = [row for row in tiny_run.rows_of(tmp_path) if row['kind'] == 'train']
   refused = {
