@@ -31,7 +31,7 @@ def error_lines(result) -> list[str]:
   return [
     line
     for line in result.stderr.splitlines()
-    if not line.startswith(('step ', 'I', 'W')) and line
+    if not line.startswith(('step ', 'SIGTERM: ', 'I', 'W')) and line
   ]
 
 

@@ -1,6 +1,7 @@
 import json
 import shutil
 
+import jax
 import pytest
 
 from experiments import plotting
@@ -10,6 +11,8 @@ from experiments.data import tokenizers
 from experiments.evaluation import held_out
 from experiments.evaluation import text_baselines
 from experiments.training import loop
+from experiments.training import mesh as mesh_lib
+from experiments.training import placement as placement_lib
 from experiments.training import report as report_lib
 from experiments.training import workdir as workdir_lib
 from tests.experiments import tiny_run
@@ -61,7 +64,12 @@ def test_the_report_adds_up_and_comes_out_the_same_again(
     raise ValueError('the tokenizer is not exact')
 
   config = finished_run.config
-  params = text_generation.load(finished_run.root).params
+  mesh = mesh_lib.build(config)  # As the run was: sums round alike.
+  params = jax.device_put(
+    text_generation.load(finished_run.root).params,
+    jax.NamedSharding(mesh, jax.P()),
+  )
+  placement = placement_lib.Placement(mesh_lib.batch_sharding(mesh))
   store = token_store.TokenStore.open(finished_run.root / 'tokens')
   assert old['baselines'] == text_baselines.measure(
     store.split('train'), store.split('test'), tokenizers.ByteTokenizer()
@@ -71,12 +79,18 @@ def test_the_report_adds_up_and_comes_out_the_same_again(
   metrics = finished_run.root / 'metrics.jsonl'
   workdir.metrics.write_bytes(metrics.read_bytes())
   identity = {part: old[part] for part in workdir_lib.WARNED_PARTS}
-  report = report_lib.write(config, params, store, workdir, identity)
+  report = report_lib.write(
+    config, params, store, workdir, identity, placement=placement
+  )
   assert old['commit'] and old['device'] and old['versions']['jax']
   assert report == old | {'baselines': {}}
   assert report_lib.read(workdir) == report
   test = held_out.evaluate(
-    config.model, params, store.split('test'), config.evaluation
+    config.model,
+    params,
+    store.split('test'),
+    config.evaluation,
+    placement=placement,
   )
   assert report['held_out_bits_per_byte'] == test['bits_per_byte']
 

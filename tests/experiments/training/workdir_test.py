@@ -170,5 +170,5 @@ def test_every_file_has_its_own_path(workdir):
     if isinstance(value, property)
   ]
   paths = {getattr(workdir, name) for name in names}
-  assert len(paths) == len(names) == 9
+  assert len(paths) == len(names) == 11
   assert {path.parent for path in paths} == {workdir.root}
