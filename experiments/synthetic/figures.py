@@ -53,6 +53,8 @@ def _task(row: Row) -> str:
     return f'{task["sequence_length"]} tokens, {task["num_pairs"]} pairs'
   if row['name'] == 'word_problem':
     return f'word problem {task["group"]}'
+  if task.get('brackets'):
+    return f'{row["name"]}, brackets'.replace('_', ' ')
   return row['name'].replace('_', ' ')
 
 
@@ -206,11 +208,13 @@ def draw_state_tracking(rows: Sequence[Row], path: str | os.PathLike) -> None:
   tasks = _by_task(rows)
   drawing, panels = _panels(len(tasks), 'state tracking')
   for panel, (title, found) in zip(panels, tasks.items(), strict=True):
-    if found[0]['name'] == 'parity':
+    if title in published.STATE_TRACKING:
+      chance, scaled = published.STATE_TRACKING[title]
       lines = {
-        name: [(1 + y) / 2 for y in ys] for name, ys in published.PARITY.items()
+        name: [chance + (1 - chance) * y for y in ys]
+        for name, ys in scaled.items()
       }
-      _draw_published(panel, published.PARITY_LENGTHS, lines)
+      _draw_published(panel, published.LENGTHS, lines)
     _draw_by_length(panel, found)
     task = found[0]['config']['task']
     trained = task.get('max_length') or task['length']

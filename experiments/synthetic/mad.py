@@ -1,4 +1,4 @@
-"""Two tasks of MAD: Poli et al., arXiv 2403.17844.
+"""Recall and selective copying of MAD: Poli et al., arXiv 2403.17844.
 
 As in https://github.com/athms/mad-lab, 0f49a452, but for the random numbers.
 """
@@ -41,30 +41,100 @@ class RecallConfig:
     return self.length - 1
 
 
+def _recall_examples(random, config, kept, vocab_size) -> task.Examples:
+  """Returns recall whose pairs outside of `kept` [N, P - 1] are not counted.
+
+  Their tokens are to be replaced; the last pair's key is one of the kept.
+  """
+  half, pairs = vocab_size // 2, config.length // 2
+  num_examples = len(kept)
+  keys = random.integers(0, half, (num_examples, pairs))
+  # A key that was there: the one of an earlier pair, uniform over the keys.
+  ranks = random.random((num_examples, half))
+  rows = np.nonzero(kept)[0]
+  seen = np.zeros((num_examples, half), bool)
+  seen[rows, keys[:, :-1][kept]] = True
+  keys[:, -1] = np.argmax(np.where(seen, ranks, -1), axis=1)
+  values = random.integers(half, vocab_size, (num_examples, half))
+  row = np.empty((num_examples, config.length), np.int32)
+  row[:, 0::2] = keys
+  row[:, 1::2] = np.take_along_axis(values, keys, axis=1)
+  kept = np.pad(kept, ((0, 0), (0, 1)), constant_values=True)
+  earlier = (keys[:, :, None] == keys[:, None]) & np.tri(
+    pairs, k=-1, dtype=bool
+  )
+  scored = (earlier & kept[:, None]).any(axis=2) & kept
+  targets = np.full_like(row, task.IGNORED)
+  targets[:, 1::2] = np.where(scored, row[:, 1::2], task.IGNORED)
+  return task.Examples(row, targets)
+
+
+def _shift(config, row, targets) -> task.Examples:
+  """Returns inputs with the next token, or its target, at every position."""
+  after = row if config.scores_all else targets
+  return task.Examples(row[:, :-1], after[:, 1:])
+
+
 def generate_recall(
   config: RecallConfig, *, num_examples: int, seed: int
 ) -> task.Examples:
   """Returns examples; the last key was there before."""
+  kept = np.ones((num_examples, config.length // 2 - 1), bool)
   random = np.random.default_rng(seed)
-  half, pairs = config.vocab_size // 2, config.length // 2
-  keys = random.integers(0, half, (num_examples, pairs))
-  # A key that was there: the one of an earlier pair, uniform over the keys.
-  ranks = random.random((num_examples, half))
-  seen = np.zeros((num_examples, half), bool)
-  np.put_along_axis(seen, keys[:, :-1], True, axis=1)
-  keys[:, -1] = np.argmax(np.where(seen, ranks, -1), axis=1)
-  values = random.integers(half, config.vocab_size, (num_examples, half))
-  row = np.empty((num_examples, config.length), np.int32)
-  row[:, 0::2] = keys
-  row[:, 1::2] = np.take_along_axis(values, keys, axis=1)
-  if config.scores_all:
-    return task.Examples(row[:, :-1], row[:, 1:])
-  earlier = (keys[:, :, None] == keys[:, None]) & np.tri(
-    pairs, k=-1, dtype=bool
+  row, targets, _ = _recall_examples(random, config, kept, config.vocab_size)
+  return _shift(config, row, targets)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NoisyRecallConfig(RecallConfig):
+  """In-context recall in which some pairs are two tokens of noise.
+
+  Attributes:
+    vocab_size: keys, values and, above them, the tokens of noise.
+    num_noise: tokens of noise.
+    noise_fraction: how many pairs are noise; one pair of a row never is, nor
+      the last.
+  """
+
+  vocab_size: int = 32
+  num_noise: int = 16
+  noise_fraction: float = 0.2
+
+  def __post_init__(self):
+    super().__post_init__()
+    task.require(
+      self.num_noise >= 1 and self.vocab_size >= self.num_noise + 4,
+      'num_noise must be at least 1, vocab_size at least num_noise + 4',
+      num_noise=self.num_noise,
+      vocab_size=self.vocab_size,
+    )
+    task.require(
+      0 <= self.noise_fraction <= 1,
+      'noise_fraction must be in 0 .. 1',
+      noise_fraction=self.noise_fraction,
+    )
+
+
+def generate_noisy_recall(
+  config: NoisyRecallConfig, *, num_examples: int, seed: int
+) -> task.Examples:
+  """Returns examples; noise is never a target but where all tokens are.
+
+  The pair that is no noise is drawn among those before the last, where the
+  authors' may be the last itself: then a row without any key can not come up.
+  """
+  random = np.random.default_rng(seed)
+  shape = num_examples, config.length // 2 - 1
+  kept = random.random(shape) >= config.noise_fraction
+  kept[np.arange(num_examples), random.integers(0, shape[1], num_examples)] = (
+    True
   )
-  targets = np.full_like(row, task.IGNORED)
-  targets[:, 1::2] = np.where(earlier.any(axis=2), row[:, 1::2], task.IGNORED)
-  return task.Examples(row[:, :-1], targets[:, 1:])
+  first = config.vocab_size - config.num_noise
+  row, targets, _ = _recall_examples(random, config, kept, first)
+  noise = random.integers(first, config.vocab_size, (*shape, 2))
+  is_noise = np.repeat(~kept, 2, axis=1)
+  row[:, :-2] = np.where(is_noise, noise.reshape(num_examples, -1), row[:, :-2])
+  return _shift(config, row, targets)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

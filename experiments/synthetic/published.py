@@ -44,9 +44,25 @@ REGBENCH: dict[str, tuple[float, ...]] = {
   'mamba, no convolution': (0.520, 0.525, 0.572, 0.574),
 }
 
-PARITY_LENGTHS = (40, 60, 100, 150, 200, 255)
+LENGTHS = (40, 60, 100, 150, 200, 255)
 # Scaled: (accuracy - 1/2) / (1 - 1/2).
 PARITY: dict[str, tuple[float, ...]] = {
   'delta_net, beta in (0, 1)': (0.86, 0.0, 0.03, -0.35, -0.26, -0.09),
   'delta_net, beta in (0, 2)': (1.0, 1.0, 1.0, 1.0, 1.0, 1.0),
+}
+
+# Scaled: (accuracy - 1/5) / (1 - 1/5).
+MODULAR: dict[str, tuple[float, ...]] = {
+  'delta_net, beta in (0, 1)': (0.96, 0.75, 0.05, 0.12, 0.01, -0.06),
+  'delta_net, beta in (0, 2)': (1.0, 0.98, 0.91, 0.65, 0.24, 0.16),
+}
+MODULAR_BRACKETS: dict[str, tuple[float, ...]] = {
+  'delta_net, beta in (0, 1)': (1.0, 0.73, 0.10, 0.20, -0.01, 0.14),
+  'delta_net, beta in (0, 2)': (1.0, 1.0, 0.65, 0.06, -0.18, 0.05),
+}
+# Title of the task's panel -> (accuracy of chance, scaled accuracies).
+STATE_TRACKING = {
+  'parity': (1 / 2, PARITY),
+  'modular arithmetic': (1 / 5, MODULAR),
+  'modular arithmetic, brackets': (1 / 5, MODULAR_BRACKETS),
 }

@@ -1,7 +1,8 @@
-"""Word problems of permutation groups: Siems et al., arXiv 2502.10297."""
+"""Word problems of groups: Siems et al., arXiv 2502.10297."""
 
 import dataclasses
 import itertools
+import re
 
 import numpy as np
 
@@ -10,12 +11,16 @@ from experiments.synthetic import task
 GROUPS = ('S3', 'S4', 'A5', 'S5')
 
 
+def _is_cyclic(group: str) -> bool:
+  return bool(re.fullmatch(r'Z([2-9]|[1-9][0-9]+)', group))
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WordProblemConfig:
   """Uniform elements of a group; the target is their product up to there.
 
   Attributes:
-    group: one of `GROUPS`.
+    group: one of `GROUPS`, or Zn: the cyclic one of n elements.
     length: elements of a row; a token that begins it comes before them.
   """
 
@@ -24,8 +29,8 @@ class WordProblemConfig:
 
   def __post_init__(self):
     task.require(
-      self.group in GROUPS,
-      f'group must be one of {", ".join(GROUPS)}',
+      self.group in GROUPS or _is_cyclic(self.group),
+      f'group must be one of {", ".join(GROUPS)} or Zn with n of at least 2',
       group=self.group,
     )
     task.require(
@@ -46,6 +51,8 @@ class WordProblemConfig:
 def elements(group: str) -> np.ndarray:
   """Returns the permutations [G, n] of a group, the identity first."""
   size = int(group[1:])
+  if group.startswith('Z'):
+    return (np.arange(size)[:, None] + np.arange(size)) % size
   found = np.array(list(itertools.permutations(range(size))))
   if group.startswith('S'):
     return found
@@ -59,6 +66,9 @@ def elements(group: str) -> np.ndarray:
 def product_table(group: str) -> np.ndarray:
   """Returns [G, G]: the index of x y, (x y)(i) = x(y(i))."""
   found = elements(group)
+  if group.startswith('Z'):
+    # The rotation by i after the one by j: what i does to j.
+    return found
   products = found[:, found]  # [G, G, n]
   powers = len(found[0]) ** np.arange(len(found[0]))
   index = np.full(int((found @ powers).max()) + 1, -1)

@@ -9,8 +9,12 @@ import pytest
 
 from experiments.synthetic import config as config_lib
 from experiments.synthetic import configs
+from experiments.synthetic import mad
+from experiments.synthetic import mad_fuzzy
+from experiments.synthetic import mad_memory
 from experiments.synthetic import model
 from experiments.synthetic import mqar
+from experiments.synthetic import regbench
 from experiments.synthetic import word_problems
 
 
@@ -18,8 +22,8 @@ from experiments.synthetic import word_problems
 def test_every_sweep_builds(name):
   runs = configs.SWEEPS[name]()
   assert len({config_lib.key(run) for run in runs}) == len(runs)
-  shapes = {config_lib.group_key(run): run for run in runs}
-  for run in shapes.values():
+  models = {(run.model, run.block): run for run in runs}
+  for run in models.values():
     assert model.count_parameters(run) > 0
 
 
@@ -40,7 +44,16 @@ def test_clean_runs_select_on_other_examples():
     (lambda: configs.build('mqar', 'cpu', 'memory'), "got .'memory'"),
     (lambda: mqar.MQARConfig(num_pairs=17), 'got sequence_length=64'),
     (lambda: mqar.MQARConfig(vocab_size=64), 'got vocab_size=64'),
+    (lambda: mad.NoisyRecallConfig(vocab_size=16), 'and vocab_size=16'),
+    (lambda: mad.NoisyRecallConfig(noise_fraction=1.1), 'fraction=1.1'),
+    (lambda: mad.RecallConfig(length=7), 'got length=7'),
+    (lambda: mad_fuzzy.FuzzyRecallConfig(vocab_size=6), 'got vocab_size=6'),
+    (lambda: mad_fuzzy.FuzzyRecallConfig(sequence_length=17), 'length=17'),
+    (lambda: mad_memory.MemorizationConfig(sequence_length=3), 'length=3'),
+    (lambda: mad_memory.CompressionConfig(vocab_size=1), 'vocab_size=1'),
+    (lambda: regbench.RegBenchConfig(max_length=2), 'max_length=2'),
     (lambda: word_problems.WordProblemConfig(group='S2'), "got group='S2'"),
+    (lambda: word_problems.WordProblemConfig(group='Z1'), "got group='Z1'"),
     (lambda: config_lib.TrainingConfig(batch_size=200_000), 'got 200000'),
     (lambda: config_lib.BlockConfig(embedding_dropout=1.0), 'got 1.0'),
   ],

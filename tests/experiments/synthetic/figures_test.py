@@ -4,6 +4,8 @@ import pytest
 
 from experiments.synthetic import config as config_lib
 from experiments.synthetic import configs
+from experiments.synthetic import configs_regbench
+from experiments.synthetic import configs_state
 from experiments.synthetic import figures
 from experiments.synthetic import sweeping
 
@@ -25,6 +27,49 @@ def _rows():
 def test_a_figure_is_drawn(name, tmp_path):
   path = figures.draw(name, list(_rows()), tmp_path)
   assert path.read_bytes().startswith(b'\x89PNG')
+
+
+def test_regbench_tells_convolutions_apart_beside_the_published(monkeypatch):
+  drawings = []
+  monkeypatch.setattr(figures, '_save', lambda d, path: drawings.append(d))
+  rows = [
+    {
+      'name': 'regbench',
+      'mixer': 'delta_net',
+      'accuracy': 0.9,
+      'config': config_lib.as_dict(
+        configs_regbench.run(num_train=size, use_short_conv=conv)
+      ),
+    }
+    for size in (2_500, 5_000)
+    for conv in (True, False)
+  ]
+  figures.draw('regbench', rows, '.')
+  lines = {x.get_label(): x for x in drawings[0].axes[0].get_lines()}
+  for name in ('delta_net', 'delta_net, no convolution'):
+    assert list(lines[name].get_xdata()) == [2_500, 5_000]
+    grey = lines[f'{name} (published)']
+    assert list(grey.get_xdata()) == list(configs_regbench.SIZES)
+
+
+def test_modular_arithmetic_stands_beside_the_published(monkeypatch):
+  drawings = []
+  monkeypatch.setattr(figures, '_save', lambda d, path: drawings.append(d))
+  rows = [
+    {
+      'name': 'modular_arithmetic',
+      'mixer': 'delta_net',
+      'accuracy': 0.9,
+      'by_position': [{'first': 0, 'last': 3, 'accuracy': 0.5}],
+      'config': config_lib.as_dict(configs_state.modular_run(brackets=x)),
+    }
+    for x in (False, True)
+  ]
+  figures.draw('state_tracking', rows, '.')
+  for panel, at_60 in zip(drawings[0].axes, (0.75, 0.73), strict=True):
+    lines = {x.get_label(): x for x in panel.get_lines()}
+    grey = lines['delta_net, beta in (0, 1) (published)']
+    assert grey.get_ydata()[1] == pytest.approx(0.2 + 0.8 * at_60)
 
 
 def test_no_row_is_refused(tmp_path):

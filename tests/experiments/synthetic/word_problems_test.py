@@ -8,7 +8,8 @@ from experiments.synthetic import word_problems
 
 
 @pytest.mark.parametrize(
-  ('group', 'order'), [('S3', 6), ('S4', 24), ('A5', 60), ('S5', 120)]
+  ('group', 'order'),
+  [('S3', 6), ('S4', 24), ('A5', 60), ('S5', 120), ('Z60', 60)],
 )
 def test_the_table_is_the_groups(group, order):
   table = word_problems.product_table(group)
@@ -16,6 +17,15 @@ def test_the_table_is_the_groups(group, order):
   np.testing.assert_array_equal(table[0], np.arange(order))
   np.testing.assert_array_equal(table[:, 0], np.arange(order))
   np.testing.assert_array_equal(table[table, 1], table[:, table[:, 1]])
+
+
+def test_a_cyclic_group_adds():
+  table = word_problems.product_table('Z5')
+  assert table[3, 4] == 2 and table[2, 2] == 4
+  elements = word_problems.elements('Z5')
+  for i, x in enumerate(elements):
+    for j, y in enumerate(elements):
+      np.testing.assert_array_equal(elements[table[i, j]], x[y])
 
 
 def test_targets_are_products_up_to_there():
