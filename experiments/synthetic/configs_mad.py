@@ -1,4 +1,7 @@
-"""MAD in full: its 66 settings and the grid of 396 runs of a mixer."""
+"""MAD in full: its 66 settings and the grid of 396 runs of a mixer.
+
+Hours are estimates, not measured.
+"""
 
 from collections.abc import Callable, Iterator
 import dataclasses

@@ -1,4 +1,7 @@
-"""RegBench in full, and at a size for two CPU cores."""
+"""RegBench in full, and at a size for two CPU cores.
+
+Hours are estimates, not measured.
+"""
 
 import dataclasses
 

@@ -1,4 +1,7 @@
-"""State tracking in full: parity, modular arithmetic, words in groups."""
+"""State tracking in full: parity, modular arithmetic, words in groups.
+
+Hours are estimates, not measured.
+"""
 
 import dataclasses
 

@@ -1,6 +1,7 @@
 """Modular arithmetic with and without brackets: Grazzi et al., 2411.12537.
 
-Values are modulo 5. Written from the description of the tasks, not from code.
+Values are modulo 5. Written from the description of the tasks, not from code;
+how an expression in brackets is cut in two is our choice.
 """
 
 from collections.abc import Iterator
