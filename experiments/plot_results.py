@@ -1,7 +1,7 @@
 """Draws a figure next to every JSONL file of results.
 
 python -m experiments.plot_results --results=results
-python -m experiments.plot_results --figure=length    that one; mqar, ...
+python -m experiments.plot_results --figure=mqar    that figure; length, ...
 """
 
 from collections.abc import Sequence
@@ -23,8 +23,7 @@ def define_flags() -> None:
   """Defines the flags of this program."""
   flags.DEFINE_string('results', 'results', 'Directory of the JSONL files.')
   names = [*synthetic_figures.FIGURES, 'length']
-  text = 'The one to draw; unset: one next to every file of other results.'
-  flags.DEFINE_enum('figure', None, names, text)
+  flags.DEFINE_enum('figure', None, names, 'Unset: all but the synthetic ones.')
 
 
 def main(argv: Sequence[str]) -> None:
