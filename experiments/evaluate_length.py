@@ -24,7 +24,7 @@ def define_flags() -> None:
   flags.DEFINE_string('output', None, 'JSONL; None: nothing is written.')
   flags.DEFINE_integer('times', 8, 'Greatest position, in training lengths.', 1)
   flags.DEFINE_integer(
-    'max_scored', 8, 'Training lengths of tokens scored of a document.', 1
+    'max_scored', 4, 'Training lengths of tokens scored of a document.', 1
   )
 
 

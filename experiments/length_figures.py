@@ -15,9 +15,12 @@ from experiments import atomic_file
 Row = Mapping[str, Any]
 
 _REFERENCE_COLOUR = '0.45'
+# Changes are drawn to scale up to here and by their logarithm beyond: some
+# models lose hundredths of a nat, others several.
+_LINEAR_UP_TO = 0.1
 _PANELS = (
   ('loss', 'standard_error', 'loss (nats/token)'),
-  ('change', 'change_standard_error', 'the same, less that before the line'),
+  ('change', 'change_standard_error', 'its change from the training length'),
 )
 
 
@@ -26,7 +29,7 @@ def _draw_lines(
 ) -> None:
   """Draws a line a run and, where errors are known, a band around it."""
   for name, rows in runs.items():
-    middles = [(row['first'] * row['last']) ** 0.5 for row in rows]
+    middles = [(row['first'] + row['last']) / 2 for row in rows]
     heights = np.array([row[value] for row in rows])
     errors = np.array([row[error] or 0 for row in rows])
     (line,) = panel.plot(middles, heights, marker='o', markersize=4, label=name)
@@ -45,9 +48,8 @@ def _mark_lengths(panel: axes.Axes, rows: Sequence[Row]) -> None:
   trained, last = rows[0]['training_length'], rows[-1]['last']
   panel.axvline(trained, color=_REFERENCE_COLOUR, linewidth=1, linestyle='--')
   panel.set_xscale('log', base=2)
-  bounds = {row['last'] for row in rows}
-  ticks = [trained * 2.0**i for i in range(-20, 21) if trained * 2.0**i <= last]
-  panel.set_xticks([tick for tick in ticks if tick in bounds])
+  ticks = [trained * 2.0**i for i in range(-2, 20)]
+  panel.set_xticks([tick for tick in ticks if tick <= last])
   panel.xaxis.set_major_formatter(ticker.StrMethodFormatter('{x:g}'))
   panel.xaxis.set_minor_locator(ticker.NullLocator())
   panel.set_xlabel('position: tokens of the document before')
@@ -85,6 +87,8 @@ def draw_length(rows: Sequence[Row], path: str | os.PathLike) -> None:
     panel.grid(alpha=0.25)
     panel.spines[['top', 'right']].set_visible(False)
   panels[0].legend(frameon=False)
+  panels[1].set_yscale('symlog', linthresh=_LINEAR_UP_TO)
+  panels[1].yaxis.set_major_formatter(ticker.StrMethodFormatter('{x:g}'))
   first = rows[0]
   drawing.suptitle(
     f'trained on {first["training_length"]} tokens (dashed), the same tokens '

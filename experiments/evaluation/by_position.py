@@ -14,10 +14,6 @@ from experiments.data import token_store
 from experiments.evaluation import held_out
 from experiments.training import train_step
 
-# Positions up to half the training length are cut into this many octaves, the
-# first of which begins at 1.
-_SHORT_OCTAVES = 3
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reach:
@@ -49,19 +45,14 @@ class Reach:
     return self.training_length * self.times
 
   @property
-  def stretch(self) -> int:
-    """Half the training length: the distance of windows, see there."""
-    return self.training_length // 2
+  def num_buckets(self) -> int:
+    """Buckets of positions, from 1 to the greatest."""
+    return 2 * self.times
 
   @property
-  def edges(self) -> np.ndarray:
-    """Bounds of the buckets: i holds positions edges[i] + 1 to edges[i + 1].
-
-    Octaves up to L, then every further L positions.
-    """
-    octaves = {self.stretch >> i for i in range(_SHORT_OCTAVES)} | {0}
-    further = range(self.training_length, self.length + 1, self.training_length)
-    return np.array([*sorted(octaves), *further])
+  def stretch(self) -> int:
+    """Half the training length: the size of a bucket of positions."""
+    return self.training_length // 2
 
 
 class ContextWindows:
@@ -72,12 +63,12 @@ class ContextWindows:
   tokens, L and N `times` as `Reach` says; the whole ones after the first
   2 N - 1 are scored, at most `max_scored` L tokens. Windows of N L + 1 tokens
   start at every stretch, so that each scored token is read 2 N times, once in
-  every L / 2 positions: what its loss then depends on is the context alone.
-  (A bucket of fewer than L / 2 positions has as large a part of the tokens.)
+  every bucket of L / 2 positions: all buckets hold the very same tokens, and
+  only how much of the document comes before them differs.
   """
 
   def __init__(self, split: token_store.Split, reach: Reach):
-    self._unscored = 2 * reach.times - 1
+    self._unscored = reach.num_buckets - 1
     sizes = np.diff(split.offsets) - 1
     most = self._unscored + 2 * reach.max_scored
     stretches = np.minimum(sizes // reach.stretch, most)  # [documents]
@@ -138,22 +129,19 @@ def _losses(model_config, params, tokens):
 
 
 def _sum_by_document(
-  windows: ContextWindows, edges: np.ndarray, batches: Iterable
+  windows: ContextWindows, reach: Reach, batches: Iterable
 ) -> tuple[np.ndarray, np.ndarray]:
   """Returns summed losses, numbers of tokens, both [documents, buckets]."""
-  sums = np.zeros((windows.num_documents, len(edges) - 1))
+  sums = np.zeros((windows.num_documents, reach.num_buckets))
   counts = np.zeros(sums.shape, np.int64)
   for batch, losses in batches:
     scored = batch['scored'][:, 1:]
-    found = np.where(scored, losses, 0).astype(np.float64)
-    np.add.at(
-      sums, batch['document'], np.add.reduceat(found, edges[:-1], axis=1)
-    )
-    np.add.at(
-      counts,
-      batch['document'],
-      np.add.reduceat(scored.astype(np.int64), edges[:-1], axis=1),
-    )
+    for totals, values in (
+      (sums, np.where(scored, losses, 0).astype(np.float64)),
+      (counts, scored.astype(np.int64)),
+    ):
+      buckets = values.reshape(-1, reach.num_buckets, reach.stretch)
+      np.add.at(totals, batch['document'], buckets.sum(-1))
   return sums, counts
 
 
@@ -178,23 +166,22 @@ def summarize(
       u_d = (s_d - m c_d) / sum_d c_d
 
   `change` is the loss less that of the last bucket within the training length,
-  and its error is that of the difference of the two u_d: the documents are the
+  and its error that of the difference of the two u_d: the documents are the
   same. Errors of a single document are None.
 
   Args:
     sums: losses.  # [documents, buckets]
     counts: tokens; every bucket has some.  # [documents, buckets]
-    reach: its `edges` bound the buckets.
+    reach: what the buckets are.
   """
   totals = counts.sum(0)  # [buckets]
   means = sums.sum(0) / totals
   influence = (sums - means * counts) / totals  # [documents, buckets]
-  edges = reach.edges
-  base = int(np.searchsorted(edges, reach.training_length)) - 1
+  base = 1  # Its last position is the training length.
   return [
     {
-      'first': int(edges[i]) + 1,
-      'last': int(edges[i + 1]),
+      'first': i * reach.stretch + 1,
+      'last': (i + 1) * reach.stretch,
       'tokens': int(totals[i]),
       'documents': len(sums),
       'loss': float(means[i]),
@@ -238,5 +225,5 @@ def evaluate(
       tokens = jax.device_put(batch['tokens'])
       yield batch, jax.device_get(_losses(model_config, params, tokens))
 
-  sums, counts = _sum_by_document(windows, reach.edges, scored_batches())
+  sums, counts = _sum_by_document(windows, reach, scored_batches())
   return summarize(sums, counts, reach)

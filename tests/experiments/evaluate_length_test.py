@@ -26,7 +26,7 @@ def test_a_finished_run_is_measured_up_to_a_multiple(given, capsys):
   evaluate_length.main(['evaluate_length'])
   with open(given.output) as file:
     rows = [json.loads(line) for line in file]
-  assert [row['last'] for row in rows] == [4, 8, 16, 32, 64]
+  assert [row['last'] for row in rows] == [16, 32, 48, 64]
   printed = capsys.readouterr().out.splitlines()
   for line, row in zip(printed, rows, strict=True):
     assert f'loss {row["loss"]:.4f}' in line

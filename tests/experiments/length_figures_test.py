@@ -51,14 +51,15 @@ def test_a_line_and_a_band_per_run_by_position(drawn, tmp_path):
     ends = {line.get_label(): line.get_ydata()[-1] for line in lines}
     assert ends == {'attention': 7 - base, 'delta_net': 2 - base}
     np.testing.assert_allclose(
-      lines[0].get_xdata(), np.sqrt([4, 40, 144, 408, 800])
+      lines[0].get_xdata(), [2.5, 6.5, 12.5, 20.5, 28.5]
     )
     assert list(trained.get_xdata()) == [8, 8]
-    assert list(panel.get_xticks()) == [4, 8, 16, 32]
+    assert list(panel.get_xticks()) == [2, 4, 8, 16, 32]
     assert panel.get_xscale() == 'log'
     for band, line in zip(panel.collections, lines, strict=True):
       heights = band.get_paths()[0].vertices[:, 1]
       assert heights.max() == max(line.get_ydata()) + error
+  assert (loss.get_yscale(), change.get_yscale()) == ('linear', 'symlog')
   names = [text.get_text() for text in loss.get_legend().get_texts()]
   assert names == list(ends)
   assert '3 documents' in drawn[0].get_suptitle()

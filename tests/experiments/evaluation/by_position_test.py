@@ -120,14 +120,14 @@ def test_losses_are_those_of_every_context_alone(params):
   split = make_split(3, 12, 9, 8)
   rows = by_position.evaluate(MODEL, params, split, REACH, batch_size=2)
   bounds = [(row['first'], row['last']) for row in rows]
-  assert bounds == [(1, 1), (2, 2), (3, 4), (5, 8)]
+  assert bounds == [(1, 2), (3, 4), (5, 6), (7, 8)]
   positions, losses = brute_force(params, split)
   for row in rows:
     chosen = (positions >= row['first']) & (positions <= row['last'])
     assert row['tokens'] == chosen.sum()
     assert row['documents'] == 2
     np.testing.assert_allclose(row['loss'], losses[chosen].mean(), rtol=1e-5)
-  assert [row['tokens'] for row in rows] == [3, 3, 6, 12]
+  assert [row['tokens'] for row in rows] == [6, 6, 6, 6]
   # A batch of another size, the last one not full, changes nothing.
   found = by_position.evaluate(MODEL, params, split, REACH, batch_size=5)
   np.testing.assert_allclose(
@@ -136,29 +136,26 @@ def test_losses_are_those_of_every_context_alone(params):
 
 
 def test_errors_are_those_between_documents():
-  reach = by_position.Reach(training_length=2, times=2, max_scored=1)
-  assert reach.edges.tolist() == [0, 1, 2, 4]
-  sums = np.array([[1.0, 2.0, 4.0], [9.0, 6.0, 6.0]])
-  counts = np.array([[1, 1, 2], [3, 3, 6]])
-  first, base, last = by_position.summarize(sums, counts, reach)
-  assert (first['first'], first['last']) == (1, 1)
-  assert (last['first'], last['last'], last['tokens']) == (3, 4, 8)
-  # Means 2.5, 2 and 1.25; documents differ from them by 1.5, 0 and 1.5 in sum.
-  assert [row['loss'] for row in (first, base, last)] == [2.5, 2.0, 1.25]
-  errors = [row['standard_error'] for row in (first, base, last)]
-  assert errors == pytest.approx([1.5 / 4 * 2, 0.0, 1.5 / 8 * 2])
-  assert [row['change'] for row in (first, base, last)] == [0.5, 0.0, -0.75]
-  assert base['change_standard_error'] == 0
-  assert last['change_standard_error'] == pytest.approx(1.5 / 8 * 2)
+  # Two documents with 2 and 6 tokens in each of four buckets.
+  sums = np.array([[1.0, 4.0, 7.0, 4.0], [15.0, 12.0, 9.0, 12.0]])
+  counts = np.array([[2] * 4, [6] * 4])
+  rows = by_position.summarize(sums, counts, REACH)
+  bounds = [(row['first'], row['last'], row['tokens']) for row in rows]
+  assert bounds == [(1, 2, 8), (3, 4, 8), (5, 6, 8), (7, 8, 8)]
+  # All means are 2, from which the sums of the documents differ by 3, 0, 3, 0.
+  assert [row['loss'] for row in rows] == [2, 2, 2, 2]
+  errors = [row['standard_error'] for row in rows]
+  assert errors == pytest.approx([3 / 8 * 2, 0, 3 / 8 * 2, 0])
+  errors = [row['change_standard_error'] for row in rows]
+  assert errors == pytest.approx([3 / 8 * 2, 0, 3 / 8 * 2, 0])
 
 
 def test_an_error_common_to_all_positions_is_none_of_the_change():
-  reach = by_position.Reach(training_length=2, times=2, max_scored=1)
-  counts = np.full((3, 3), 4)
+  counts = np.full((3, 4), 4)
   harder = np.array([[0.0], [3.0], [9.0]])
-  sums = 4 * (np.array([[3.0, 2.0, 5.0]]) + harder)
-  rows = by_position.summarize(sums, counts, reach)
-  for row, change in zip(rows, [1, 0, 3], strict=True):
+  sums = 4 * (np.array([[3.0, 2.0, 5.0, 1.0]]) + harder)
+  rows = by_position.summarize(sums, counts, REACH)
+  for row, change in zip(rows, [1, 0, 3, -1], strict=True):
     assert row['change'] == pytest.approx(change)
     assert row['change_standard_error'] == pytest.approx(0, abs=1e-12)
     # That of a mean of three: 0, 3 and 9 deviate by sqrt(21).
@@ -169,11 +166,6 @@ def test_a_single_document_has_no_error():
   reach = by_position.Reach(training_length=2, times=1, max_scored=1)
   for row in by_position.summarize(np.ones((1, 2)), np.ones((1, 2)), reach):
     assert row['standard_error'] is row['change_standard_error'] is None
-
-
-def test_buckets_are_octaves_and_then_training_lengths():
-  reach = by_position.Reach(training_length=16, times=4, max_scored=1)
-  assert reach.edges.tolist() == [0, 2, 4, 8, 16, 32, 48, 64]
 
 
 def test_bad_input_is_refused():
