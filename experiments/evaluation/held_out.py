@@ -1,7 +1,8 @@
 """Bits per byte on text that was not trained on: validation or test."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 import functools
+import itertools
 import math
 from typing import Any
 
@@ -13,6 +14,8 @@ import deltanet_jax
 from experiments import config as config_lib
 from experiments.data import token_store
 from experiments.training import train_step
+
+Window = dict[str, np.ndarray]
 
 
 class OverlappingWindows:
@@ -30,7 +33,7 @@ class OverlappingWindows:
   def __len__(self) -> int:
     return -(-(len(self._split.tokens) - 1) // self._stride)
 
-  def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+  def __getitem__(self, index: int) -> Window:
     """Returns `tokens`, `segment_ids` int32 and `scored` bool, all [2 S + 1].
 
     `scored` marks the tokens whose prediction counts.
@@ -55,14 +58,11 @@ def _score(model_config, params, batch):
   return jnp.sum(losses, 1, where=counts), jnp.sum(counts, 1)  # [B], [B]
 
 
-def _batches(
-  windows: OverlappingWindows, chosen: np.ndarray, size: int
-) -> Iterator[dict[str, np.ndarray]]:
-  """Yields the chosen windows in batches, the last one filled with padding."""
-  for start in range(0, len(chosen), size):
-    rows = [windows[i] for i in chosen[start : start + size]]
+def batches(windows: Iterable[Window], size: int) -> Iterator[Window]:
+  """Yields windows in batches, the last one filled with zeros."""
+  for rows in itertools.batched(windows, size):
     padding = jax.tree.map(np.zeros_like, rows[0])
-    rows += [padding] * (size - len(rows))
+    rows += (padding,) * (size - len(rows))
     yield jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
 
 
@@ -104,7 +104,7 @@ def evaluate(
     count = min(count, -(-num_tokens // (config.context_length // 2)))
   chosen = np.linspace(0, len(windows) - 1, count).round().astype(int)
   total, scored = 0.0, 0
-  for batch in _batches(windows, chosen, config.batch_size):
+  for batch in batches((windows[i] for i in chosen), config.batch_size):
     losses, counts = jax.device_get(
       _score(model_config, params, jax.device_put(batch))
     )
