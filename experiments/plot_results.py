@@ -1,7 +1,7 @@
 """Draws a figure next to every JSONL file of results.
 
 python -m experiments.plot_results --results=results
-python -m experiments.plot_results --figure=mqar      of the synthetic tasks
+python -m experiments.plot_results --figure=mqar    that figure; length, ...
 """
 
 from collections.abc import Sequence
@@ -12,6 +12,7 @@ from absl import app
 from absl import flags
 
 from experiments import kernel_figures
+from experiments import length_figures
 from experiments import mixer_figures
 from experiments import scaling
 from experiments import scaling_figures
@@ -23,8 +24,8 @@ from experiments.synthetic import sweeping
 def define_flags() -> None:
   """Defines the flags of this program."""
   flags.DEFINE_string('results', 'results', 'Directory of the JSONL files.')
-  text = 'The one to draw; unset: one next to every file of other results.'
-  flags.DEFINE_enum('figure', None, list(synthetic_figures.FIGURES), text)
+  names = [*synthetic_figures.FIGURES, 'length']
+  flags.DEFINE_enum('figure', None, names, 'Unset: all but the synthetic ones.')
 
 
 def main(argv: Sequence[str]) -> None:
@@ -33,26 +34,28 @@ def main(argv: Sequence[str]) -> None:
     raise app.UsageError(f'no arguments are taken, got {argv[1:]}')
   directory = pathlib.Path(flags.FLAGS.results)
   paths = sorted(directory.glob('*.jsonl'))
-  if not paths:
-    raise app.UsageError(
-      f'no .jsonl file in {directory}: run experiments.benchmark_kernels first'
-    )
-  if flags.FLAGS.figure:
+  name = flags.FLAGS.figure
+  if name in synthetic_figures.FIGURES:
     found = (kernel_figures.read_rows(p, sweeping.KIND) for p in paths)
     rows = list(itertools.chain.from_iterable(found))
-    print(synthetic_figures.draw(flags.FLAGS.figure, rows, directory))
+    print(synthetic_figures.draw(name, rows, directory))
     return
   draw = {
     'kernel': kernel_figures.draw_kernels,
     'mixer': mixer_figures.draw_mixers,
     'throughput': throughput_figures.draw_throughput,
+    'length': length_figures.draw_length,
     scaling.KIND: scaling_figures.draw_scaling,
   }
-  for path, kind in itertools.product(paths, draw):
-    rows = kernel_figures.read_rows(path, kind)
-    if rows:
+  drawn = False
+  for path, kind in itertools.product(paths, [name] if name else draw):
+    if rows := kernel_figures.read_rows(path, kind):
       draw[kind](rows, path.with_suffix('.png'))
       print(f'wrote {path.with_suffix(".png")}')
+      drawn = True
+  if not drawn:
+    problem = f'no .jsonl file in {directory} has a row of {name or "a figure"}'
+    raise app.UsageError(f'{problem}: run the program that measures it first')
 
 
 if __name__ == '__main__':

@@ -2,20 +2,15 @@
 
 from collections.abc import Iterator
 import dataclasses
-import json
 import os
-import pathlib
 from typing import Any
 
 import jax
 import numpy as np
 
 import deltanet_jax
-from experiments import config as config_lib
 from experiments.data import tokenizers
-from experiments.training import checkpoints as checkpoints_lib
-from experiments.training import train_step
-from experiments.training import workdir as workdir_lib
+from experiments.training import stored_run
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,56 +28,15 @@ class TrainedModel:
   tokenizer: tokenizers.Tokenizer
 
 
-def _read_identity(workdir: workdir_lib.Workdir) -> dict[str, Any]:
-  try:
-    identity = json.loads(workdir.config.read_text())
-  except FileNotFoundError as error:
-    raise ValueError(
-      f'{workdir.root} holds no run ({workdir.config.name} is missing): name '
-      'the --workdir of a training'
-    ) from error
-  except ValueError as error:
-    raise ValueError(f'{workdir.config} is not JSON: {error}') from error
-  if not isinstance(identity, dict) or not {'config', 'tokenizer'} <= set(
-    identity
-  ):
-    raise ValueError(f'{workdir.config} does not describe a run')
-  return identity
-
-
-def _load_tokenizer(name: str, fingerprint: str) -> tokenizers.Tokenizer:
-  tokenizer = tokenizers.load_tokenizer(name)
-  if tokenizer.fingerprint != fingerprint:
-    raise ValueError(
-      f'the tokenizer {name!r} has changed since the training: its '
-      f'fingerprint is {tokenizer.fingerprint}, was {fingerprint}'
-    )
-  return tokenizer
-
-
 def load(root: str | os.PathLike[str]) -> TrainedModel:
   """Returns the model of the newest whole checkpoint below a run's directory.
 
-  Changes nothing on the disk: the run may be going on.
-
   Raises:
-    ValueError: there is no run, it has no checkpoint yet, or its config or
-      tokenizer is not as it was.
-    checkpoints.CheckpointsDamagedError: no checkpoint is whole.
+    ValueError, checkpoints.CheckpointsDamagedError: see `stored_run.load`.
   """
-  workdir = workdir_lib.Workdir(pathlib.Path(root))
-  identity = _read_identity(workdir)
-  config = config_lib.from_dict(config_lib.TrainLMConfig, identity['config'])
-  tokenizer = _load_tokenizer(config.data.tokenizer, identity['tokenizer'])
-  state = jax.eval_shape(lambda: train_step.init_state(config))
-  with checkpoints_lib.Checkpoints(
-    workdir.checkpoints, config.checkpoint
-  ) as checkpoints:
-    restored = checkpoints.restore(state)
-  if restored is None:
-    raise ValueError(f'{workdir.checkpoints} holds no checkpoint yet')
+  run = stored_run.load(root)
   return TrainedModel(
-    config=config.model, params=restored.state['params'], tokenizer=tokenizer
+    config=run.config.model, params=run.params, tokenizer=run.tokenizer
   )
 
 

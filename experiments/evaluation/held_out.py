@@ -1,7 +1,8 @@
 """Bits per byte on text that was not trained on: validation or test."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 import functools
+import itertools
 import math
 from typing import Any
 
@@ -14,6 +15,8 @@ from experiments import config as config_lib
 from experiments.data import token_store
 from experiments.training import placement as placement_lib
 from experiments.training import train_step
+
+Window = dict[str, np.ndarray]
 
 
 class OverlappingWindows:
@@ -31,7 +34,7 @@ class OverlappingWindows:
   def __len__(self) -> int:
     return -(-(len(self._split.tokens) - 1) // self._stride)
 
-  def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+  def __getitem__(self, index: int) -> Window:
     """Returns `tokens`, `segment_ids` int32 and `scored` bool, all [2 S + 1].
 
     `scored` marks the tokens whose prediction counts.
@@ -56,14 +59,11 @@ def _score(model_config, params, batch):
   return jnp.sum(losses, 1, where=counts), jnp.sum(counts, 1)  # [B], [B]
 
 
-def _batches(
-  windows: OverlappingWindows, chosen: np.ndarray, size: int
-) -> Iterator[dict[str, np.ndarray]]:
-  """Yields the chosen windows in batches, the last one filled with padding."""
-  for start in range(0, len(chosen), size):
-    rows = [windows[i] for i in chosen[start : start + size]]
+def batches(windows: Iterable[Window], size: int) -> Iterator[Window]:
+  """Yields windows in batches, the last one filled with zeros."""
+  for rows in itertools.batched(windows, size):
     padding = jax.tree.map(np.zeros_like, rows[0])
-    rows += [padding] * (size - len(rows))
+    rows += (padding,) * (size - len(rows))
     yield jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
 
 
@@ -109,7 +109,7 @@ def evaluate(
   placement = placement or placement_lib.Placement()
   size = -(-config.batch_size // placement.rows) * placement.rows
   total, scored = 0.0, 0
-  for batch in _batches(windows, chosen, size):
+  for batch in batches((windows[i] for i in chosen), size):
     losses, counts = placement.fetch(
       _score(model_config, params, placement.put(batch, size))
     )

@@ -6,6 +6,7 @@ from absl import flags
 import pytest
 
 from experiments import kernel_figures
+from experiments import length_figures
 from experiments import mixer_figures
 from experiments import plot_results
 from experiments.synthetic import figures as synthetic_figures
@@ -50,6 +51,21 @@ def test_a_named_figure_gets_the_rows_of_all_files(
   plot_results.main(['plot_results'])
   rows = [{'kind': sweeping.KIND, 'name': name} for name in ('a', 'b')]
   assert capsys.readouterr().out == f'{("mqar", rows, tmp_path)}\n'
+
+
+def test_the_figure_of_one_kind_alone(given, tmp_path, monkeypatch, capsys):
+  given.figure = 'length'
+  drawn = []
+  monkeypatch.setattr(
+    length_figures, 'draw_length', lambda *found: drawn.append(found)
+  )
+  for name, kind in (('a', 'length'), ('b', 'kernel')):
+    (tmp_path / f'{name}.jsonl').write_text(json.dumps({'kind': kind}) + '\n')
+  plot_results.main(['plot_results'])
+  assert drawn == [([{'kind': 'length'}], tmp_path / 'a.png')]
+  (tmp_path / 'a.jsonl').unlink()
+  with pytest.raises(app.UsageError, match='has a row of length'):
+    plot_results.main(['plot_results'])
 
 
 def test_a_directory_without_results_is_refused():
