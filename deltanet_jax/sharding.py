@@ -27,7 +27,9 @@ import re
 from typing import Any
 
 import jax
+from jax import lax
 from jax.ad_checkpoint import checkpoint_name
+import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 BATCH = ('dcn_data', 'data', 'fsdp')
@@ -48,9 +50,17 @@ PARAMETERS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
   (r'mixer\.\w+_proj\.up\.bias', ('tensor',)),  # [H K]
   (r'mixer\.o_proj\.kernel', ('tensor', 'fsdp')),  # [H V, D]
   (r'mixer\.(q|k|v)_conv\.kernel', (None, 'tensor')),  # [W, H K]
+  (r'mixer\.shift_down', ('fsdp', None, None)),  # [D, 5, rank]
+  (r'mixer\.shift_up', (None, None, 'fsdp')),  # [5, rank, D]
+  (r'mixer\.(log_rate|frequency)', ('fsdp', None)),  # [channels, N]
+  (r'mixer\.c', ('fsdp', None, None)),  # [channels, N, 2]
+  (r'filter\.output', (None, 'fsdp')),  # [features, D]
 )
 # The name under which `jax.checkpoint` knows parameters that were gathered.
 GATHERED = 'gathered_parameter'
+_IS_NOT_GATHERED = jax.checkpoint_policies.save_anything_except_these_names(
+  GATHERED
+)
 
 # Axes of arrays between the layers, by name.
 ACTIVATIONS: dict[str, tuple[Entry, ...]] = {
@@ -108,7 +118,7 @@ def constrain(x: jax.Array, name: str) -> jax.Array:
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
     return x
-  return jax.lax.with_sharding_constraint(
+  return lax.with_sharding_constraint(
     x, fit(ACTIVATIONS[name], x.shape, mesh)
   )
 
@@ -116,7 +126,7 @@ def constrain(x: jax.Array, name: str) -> jax.Array:
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def _gather(x, gathered, sharded):
   del sharded
-  return jax.lax.with_sharding_constraint(x, gathered)
+  return lax.with_sharding_constraint(x, gathered)
 
 
 def _gather_fwd(x, gathered, sharded):
@@ -125,7 +135,7 @@ def _gather_fwd(x, gathered, sharded):
 
 def _gather_bwd(gathered, sharded, _, dx):
   del gathered
-  return (jax.lax.with_sharding_constraint(dx, sharded),)
+  return (lax.with_sharding_constraint(dx, sharded),)
 
 
 _gather.defvjp(_gather_fwd, _gather_bwd)
@@ -153,6 +163,27 @@ def gather(params: Any, prefix: str = '') -> Any:
   return jax.tree_util.tree_map_with_path(one, params)
 
 
+def _is_complex(primitive, operands, params) -> bool:
+  """Returns whether complex numbers are read or made."""
+  if primitive is lax.fft_p:
+    return params['fft_type'] is not lax.FftType.IRFFT
+  dtypes = [x.dtype for x in operands] + [params.get('new_dtype')]
+  return primitive is lax.complex_p or any(
+    dtype is not None and jnp.issubdtype(dtype, jnp.complexfloating)
+    for dtype in dtypes
+  )
+
+
+def _is_kept(primitive, *operands, **params) -> bool:
+  """A policy: all is kept but gathered parameters and complex numbers.
+
+  `jax.checkpoint` cannot keep complex numbers: its reduce_precision has none.
+  """
+  return not _is_complex(primitive, operands, params) and _IS_NOT_GATHERED(
+    primitive, *operands, **params
+  )
+
+
 def except_gathered(function: Callable, *, prevent_cse: bool) -> Callable:
   """Lets the backward pass of a block gather its parameters once more.
 
@@ -164,8 +195,7 @@ def except_gathered(function: Callable, *, prevent_cse: bool) -> Callable:
   """
   if ambient_size('fsdp') == 1:
     return function
-  policy = jax.checkpoint_policies.save_anything_except_these_names(GATHERED)
-  return jax.checkpoint(function, policy=policy, prevent_cse=prevent_cse)
+  return jax.checkpoint(function, policy=_is_kept, prevent_cse=prevent_cse)
 
 
 def shard_map(body: Callable, specs: Any, results: Any) -> Callable:
@@ -196,7 +226,7 @@ def gather_share(x: jax.Array, spec: PartitionSpec) -> jax.Array:
   """Gathers a device's share of a parameter over fsdp, inside a shard_map."""
   if 'fsdp' not in spec:
     return x
-  return jax.lax.all_gather(x, 'fsdp', axis=spec.index('fsdp'), tiled=True)
+  return lax.all_gather(x, 'fsdp', axis=spec.index('fsdp'), tiled=True)
 
 
 def reduce_to_share(
@@ -213,9 +243,9 @@ def reduce_to_share(
   cut = {axis for entry in entries for axis in entry}
   if 'fsdp' in spec:
     if 'fsdp' not in cut:
-      dx = dx / jax.lax.axis_size('fsdp')
-    dx = jax.lax.psum_scatter(
+      dx = dx / lax.axis_size('fsdp')
+    dx = lax.psum_scatter(
       dx, 'fsdp', scatter_dimension=spec.index('fsdp'), tiled=True
     )
     cut.discard('fsdp')
-  return jax.lax.psum(dx, tuple(sorted(cut))) if cut else dx
+  return lax.psum(dx, tuple(sorted(cut))) if cut else dx

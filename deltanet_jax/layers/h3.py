@@ -133,17 +133,16 @@ class H3(recurrence.Recurrent):
 
     def chunk(state, inputs):
       (u, is_token), keep = inputs
+      state = jax.lax.complex(state[..., 0], state[..., 1])
       is_token = is_token[..., None, None]
       decays = jnp.where(is_token, decay[None, None], 1)
       write = jnp.where(is_token, u[..., None], 0).astype(decay.dtype)
       write = jnp.broadcast_to(write, decays.shape)
       states = selective_scan.advance(state, decays, write, keep)
       y = 2 * jnp.sum(states * read[None, None], axis=-1).real
-      return states[-1], y
+      return jnp.stack([states[-1].real, states[-1].imag], axis=-1), y
 
-    state = jax.lax.complex(past.state[..., 0], past.state[..., 1])
-    y, state = selective_scan.scan_in_chunks(
-      chunk, state, (u, tokens), past.resets, self.config.chunk_size
+    y, past.state = selective_scan.scan_in_chunks(
+      chunk, past.state, (u, tokens), past.resets, self.config.chunk_size
     )
-    past.state = jnp.stack([state.real, state.imag], axis=-1)
     return y

@@ -42,10 +42,23 @@ def read_meta(config, root):
     return checkpoints.read_meta()
 
 
+def calm(config):
+  """Returns a config whose rounding errors stay small over its steps."""
+  return tiny_run.replace(config, 'optimizer', peak_learning_rate=1e-3)
+
+
+def train_alone(config, root, compilation_cache):
+  command = [*tiny_run.command(config, root), '--mesh.data=1']
+  result = tiny_run.finish(tiny_run.start(command, compilation_cache))
+  assert result.returncode == 0, result.stderr
+
+
 def test_killed_stopped_and_moved_to_one_process(
-  finished_run, tmp_path, compilation_cache
+  tiny_config, tmp_path, compilation_cache
 ):
-  config, root = finished_run.config, tmp_path / 'run'
+  config, root = calm(tiny_config), tmp_path / 'run'
+  reference = tmp_path / 'reference'
+  train_alone(config, reference, compilation_cache)
   draw = random.Random(0)
 
   def start():
@@ -56,7 +69,8 @@ def test_killed_stopped_and_moved_to_one_process(
   # One process of the two dies.
   processes = start()
   victim = draw.randrange(2)
-  tiny_run.wait_for_step(processes[0], 15)
+  # The save at 20 waits for the one at 10.
+  tiny_run.wait_for_step(processes[0], 25)
   processes[victim].kill()
   survivor = finish_all(processes)[1 - victim]
   assert survivor.returncode == 75
@@ -80,11 +94,9 @@ def test_killed_stopped_and_moved_to_one_process(
   assert read_meta(config, root)['data_position'] == stopped_at
 
   # One process with one device finishes.
-  command = [*tiny_run.command(config, root), '--mesh.data=1']
-  result = tiny_run.finish(tiny_run.start(command, compilation_cache))
-  assert result.returncode == 0, result.stderr
+  train_alone(config, root, compilation_cache)
   assert read_meta(config, root)['data_position'] == 60
-  tiny_run.assert_near_rows(root, finished_run.root)
+  tiny_run.assert_near_rows(root, reference)
   check_goodput(root)
 
 
@@ -145,15 +157,13 @@ def test_a_run_moves_from_8_to_4_to_2_devices_to_1(
 @pytest.mark.drill
 @pytest.mark.parametrize('count', [2, 4])
 def test_killed_again_and_again_it_ends_as_undisturbed(
-  finished_run, tmp_path, compilation_cache, count
+  tiny_config, tmp_path, compilation_cache, count
 ):
-  config = tiny_run.replace(finished_run.config, 'data', batch_size=4)
+  config = tiny_run.replace(calm(tiny_config), 'data', batch_size=4)
   draw = random.Random(count)
   counts = {'processes': count, 'kills': 0, 'stops': 0, 'starts': 0}
   reference, root = tmp_path / 'reference', tmp_path / 'run'
-  command = [*tiny_run.command(config, reference), '--mesh.data=1']
-  result = tiny_run.finish(tiny_run.start(command, compilation_cache))
-  assert result.returncode == 0, result.stderr
+  train_alone(config, reference, compilation_cache)
   # Alternately all processes over data and over a sharded state.
   meshes = (f'--mesh.data={count}', f'--mesh.fsdp={count}')
   while not (root / 'report.json').exists():
