@@ -118,9 +118,7 @@ def constrain(x: jax.Array, name: str) -> jax.Array:
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
     return x
-  return lax.with_sharding_constraint(
-    x, fit(ACTIVATIONS[name], x.shape, mesh)
-  )
+  return lax.with_sharding_constraint(x, fit(ACTIVATIONS[name], x.shape, mesh))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))

@@ -28,7 +28,13 @@ def define_flags() -> None:
     values = getattr(training_throughput, name.upper())
     flags.DEFINE_list(name, list(map(str, values)), 'Of throughput.')
   flags.DEFINE_string('size', '1b', 'Of the presets, of throughput.')
-  flags.DEFINE_integer('tokens', 16384, 'Of a step, of throughput.', 1)
+  flags.DEFINE_integer(
+    'tokens', 16384, 'Of a step and device, of throughput.', 1
+  )
+  text = 'Of throughput, as data=1,fsdp=2,fsdp=2+tensor=2.'
+  flags.DEFINE_list('meshes', ['data=1'], text)
+  text = 'Of throughput: those tried, the first that fits is timed.'
+  flags.DEFINE_list('remats', list(training_throughput.REMATS), text)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -38,8 +44,12 @@ def main(argv: Sequence[str]) -> None:
   args = flags.FLAGS
   if args.suite == 'throughput':
     table = training_throughput
-    what = table.Setting(size=args.size, tokens=args.tokens)
-    found = table.rows(what, args.models, map(int, args.lengths))
+    settings = [
+      table.Setting(size=args.size, tokens=args.tokens, mesh=mesh)
+      for mesh in map(table.parse_mesh, args.meshes)
+    ]
+    lengths = map(int, args.lengths)
+    found = table.rows(settings, args.models, lengths, args.remats)
   else:
     table = mixer_benchmark
     names = table.SIZE_FLAGS

@@ -9,6 +9,7 @@ from matplotlib import axes
 from matplotlib import figure
 
 from experiments import atomic_file
+from experiments import training_throughput
 
 Row = Mapping[str, Any]
 
@@ -17,7 +18,7 @@ _REFERENCE_COLOUR = '0.6'
 
 def _points(rows: Sequence[Row], field: str) -> list[tuple[str, float]]:
   return [
-    (f'{row["length"]} x {row["batch"]}', row[field])
+    (training_throughput.place(row), row[field])
     for row in rows
     if row[field] is not None
   ]
@@ -33,7 +34,7 @@ def _plot(panel: axes.Axes, rows, field: str, unit: float, **style) -> None:
 def _draw_model(panel: axes.Axes, rows: Sequence[Row], name: str) -> None:
   chosen = [row for row in rows if row['model'] == name]
   # All places first, so that a length that was not run keeps its own.
-  places = [f'{row["length"]} x {row["batch"]}' for row in chosen]
+  places = [training_throughput.place(row) for row in chosen]
   panel.plot(places, [float('nan')] * len(places))
   _plot(
     panel,

@@ -1,6 +1,7 @@
 """Measures the training throughput of the paper's 1.3B models.
 
-Tokens of a step stay the same while rows grow longer: 2048 x 8 to 16384 x 1.
+Tokens of a step stay the same while rows grow longer: 2048 x 8 to 16384 x 1;
+with a mesh of n devices, n times as many rows.
 What is timed is `train_step.build`, the step that trains, on random tokens in
 rows of one document. Activations are kept, or recomputed as little as memory
 allows: `remat` none, then dots, then full.
@@ -13,6 +14,8 @@ convolutions compute is not counted.
 
 from collections.abc import Iterable, Iterator, Sequence
 import dataclasses
+import itertools
+import math
 import statistics
 import time
 from typing import Any
@@ -24,6 +27,7 @@ import deltanet_jax
 from experiments import benchmark_programs
 from experiments import benchmarking
 from experiments import config as config_lib
+from experiments.training import mesh as mesh_lib
 from experiments.training import train_step
 
 Row = dict[str, Any]
@@ -52,15 +56,33 @@ class Setting:
 
   Attributes:
     size: of `deltanet_jax.preset`.
-    tokens: of a step; lengths divide it.
+    tokens: of a step, per device.
+    mesh: of the devices, the first there are.
     row_seconds: nothing is started for a row once these have passed.
     memory_limit: bytes; None means the device's.
   """
 
   size: str = '1b'
   tokens: int = 16384
+  mesh: config_lib.MeshConfig = config_lib.MeshConfig(data=1)
   row_seconds: float = 150.0
   memory_limit: int | None = None
+
+  @property
+  def num_devices(self) -> int:
+    """Devices of the mesh."""
+    return math.prod(dataclasses.astuple(self.mesh))
+
+  @property
+  def axes(self) -> dict[str, int]:
+    """The axes of the mesh that are larger than 1."""
+    sizes = dataclasses.asdict(self.mesh)
+    return {axis: size for axis, size in sizes.items() if size > 1}
+
+  @property
+  def step_tokens(self) -> int:
+    """Tokens of a step, of all devices."""
+    return self.tokens * self.num_devices
 
   def batch_size(self, length: int) -> int:
     """Returns the rows of a step.
@@ -68,11 +90,12 @@ class Setting:
     Raises:
       ValueError: the length does not divide the tokens.
     """
-    if length < 1 or self.tokens % length:
+    if length < 1 or self.step_tokens % length:
       raise ValueError(
-        f'a length must divide the {self.tokens} tokens of a step, got {length}'
+        f'a length must divide the {self.step_tokens} tokens of a step, got '
+        f'{length}'
       )
-    return self.tokens // length
+    return self.step_tokens // length
 
 
 class _NotRunError(Exception):
@@ -104,7 +127,26 @@ def _config(name: str, length: int, remat: str, setting: Setting):
       batch_size=setting.batch_size(length), sequence_length=length
     ),
     training=config_lib.TrainingConfig(num_steps=10_000),
+    mesh=setting.mesh,
   )
+
+
+def parse_mesh(text: str) -> config_lib.MeshConfig:
+  """Returns the mesh of a text like 'fsdp=2' or 'fsdp=2+tensor=4'.
+
+  Raises:
+    ValueError: there is no such axis, or its size is no number above 0.
+  """
+  sizes = {'data': 1}
+  for part in text.split('+'):
+    name, _, size = part.partition('=')
+    if name not in mesh_lib.AXES or not size.isdecimal() or not int(size):
+      raise ValueError(
+        f'a mesh must be like fsdp=2+tensor=4, of {", ".join(mesh_lib.AXES)}, '
+        f'got {text!r}'
+      )
+    sizes[name] = int(size)
+  return config_lib.MeshConfig(**sizes)
 
 
 def _batch(config: config_lib.TrainLMConfig) -> train_step.Batch:
@@ -126,19 +168,20 @@ def _needed_bytes(compiled: jax.stages.Compiled) -> int:
   )
 
 
-def _timed_steps(step, config, deadline: float) -> list[float]:
-  """Returns the seconds of steps after the first."""
-  state = jax.jit(lambda: train_step.init_state(config))()
-  batch = _batch(config)
-  state, _ = jax.block_until_ready(step(state, batch))
-  seconds: list[float] = []
+def _timed_steps(step, config, mesh, deadline: float) -> Row:
+  """Returns the seconds of steps after the first, and all losses."""
+  state = train_step.build_init(config, mesh)()
+  batch = jax.device_put(_batch(config), mesh_lib.batch_sharding(mesh))
+  state, metrics = jax.block_until_ready(step(state, batch))
+  seconds, losses = [], [metrics['loss']]
   while len(seconds) < _STEPS:
     begin = time.perf_counter()
     if seconds and begin > deadline:
       break
-    state, _ = jax.block_until_ready(step(state, batch))
+    state, metrics = jax.block_until_ready(step(state, batch))
     seconds.append(time.perf_counter() - begin)
-  return seconds
+    losses.append(metrics['loss'])
+  return {'step_seconds': seconds, 'losses': list(map(float, losses))}
 
 
 def _run(config: config_lib.TrainLMConfig, limit: int, deadline: float) -> Row:
@@ -147,10 +190,12 @@ def _run(config: config_lib.TrainLMConfig, limit: int, deadline: float) -> Row:
   Raises:
     _NotRunError: memory is short.
   """
+  size = math.prod(dataclasses.astuple(config.mesh))
+  mesh = mesh_lib.build(config, jax.devices()[:size])
   begin = time.perf_counter()
   try:
-    step = train_step.build(config)
-    state = jax.eval_shape(lambda: train_step.init_state(config))
+    step = train_step.build(config, mesh)
+    state = train_step.abstract_state(config, mesh)
     batch = jax.eval_shape(lambda: _batch(config))
     compiled = step.lower(state, batch).compile()
     needed = _needed_bytes(compiled)
@@ -158,12 +203,12 @@ def _run(config: config_lib.TrainLMConfig, limit: int, deadline: float) -> Row:
     if reason:
       raise _NotRunError(reason)
     compile_seconds = time.perf_counter() - begin
-    seconds = _timed_steps(compiled, config, deadline)
+    found = _timed_steps(compiled, config, mesh, deadline)
   except jax.errors.JaxRuntimeError as error:
     raise _NotRunError(benchmark_programs.exhausted(error)) from error
   stats = jax.devices()[0].memory_stats() or {}
   return {
-    'step_seconds': seconds,
+    **found,
     'compile_seconds': compile_seconds,
     'needed_bytes': needed,
     # Since the process began, so of the largest step so far.
@@ -196,7 +241,8 @@ def _first_that_fits(name, length, remats, setting) -> Row:
 
 
 def _paper_tokens_per_s(name: str, length: int, setting: Setting):
-  is_papers = (setting.size, setting.tokens) == ('1b', 16384)
+  papers = ('1b', 16384, 1)
+  is_papers = (setting.size, setting.tokens, setting.num_devices) == papers
   if not is_papers or name not in PAPER_KILOTOKENS or length not in LENGTHS:
     return None
   return 1e3 * PAPER_KILOTOKENS[name][LENGTHS.index(length)]
@@ -218,9 +264,9 @@ def measure(
   flops = flops_per_token(model, length)
   speed = mfu = None
   if 'reason' not in found:
-    speed = setting.tokens / statistics.median(found['step_seconds'])
+    speed = setting.step_tokens / statistics.median(found['step_seconds'])
     peak = peak_flops_per_s()
-    mfu = speed * flops / peak if peak else None
+    mfu = speed * flops / (peak * setting.num_devices) if peak else None
   return {
     'kind': KIND,
     'model': name,
@@ -228,6 +274,7 @@ def measure(
     'dtype': model.dtype,
     'length': length,
     'batch': setting.batch_size(length),
+    'mesh': setting.axes,
     'parameters': deltanet_jax.count_parameters(model),
     'flops_per_token': flops,
     'tokens_per_s': speed,
@@ -239,39 +286,48 @@ def measure(
 
 
 def rows(
-  setting: Setting, names: Iterable[str], lengths: Iterable[int]
+  settings: Iterable[Setting],
+  names: Iterable[str],
+  lengths: Iterable[int],
+  remats: Sequence[str] = REMATS,
 ) -> Iterator[Row]:
-  """Yields a row per model and length.
+  """Yields a row per setting, model and length.
 
   What did not fit at one length is not tried at the next: the tokens of a step
   are the same.
   """
   lengths = list(lengths)
-  for name in names:
-    remats = REMATS
+  for setting, name in itertools.product(settings, names):
+    left = remats
     for length in lengths:
-      row = measure(name, length, setting, remats)
-      fits = [remat for remat in remats if remat not in row['too_large']]
-      remats = fits or remats[-1:]
+      row = measure(name, length, setting, left)
+      fits = [remat for remat in left if remat not in row['too_large']]
+      left = fits or left[-1:]
       yield row
+
+
+def place(row: Row) -> str:
+  """Returns the shape of a step's tokens and, of several devices, the mesh."""
+  axes = ' '.join(f'{axis}={n}' for axis, n in row.get('mesh', {}).items())
+  return f'{row["length"]} x {row["batch"]} {axes}'.strip()
 
 
 def header() -> str:
   """Returns the heading of the table."""
   return (
-    f'{"model":14}{"T x B":>12}{"remat":>7}{"tokens/s":>12}{"paper":>10}'
+    f'{"model":14}{"T x B, mesh":>24}{"remat":>7}{"tokens/s":>12}{"paper":>10}'
     f'{"MFU":>8}{"GiB":>7}{"compile s":>11}'
   )
 
 
 def format_row(row: Row) -> str:
   """Returns a line under `header`."""
-  start = f'{row["model"]:14}{row["length"]:>8} x {row["batch"]:<2}'
+  start = f'{row["model"]:14}{place(row):>24}'
   if 'reason' in row:
     return f'{start}  {row["reason"]}'
   paper = row['paper_tokens_per_s']
   return (
-    f'{start}{row["remat"]:>6}{row["tokens_per_s"]:12,.0f}'
+    f'{start}{row["remat"]:>7}{row["tokens_per_s"]:12,.0f}'
     f'{"" if paper is None else f"{paper:,.0f}":>10}'
     f'{"" if row["mfu"] is None else f"{row['mfu']:.1%}":>8}'
     f'{row["needed_bytes"] / 2**30:7.1f}{row["compile_seconds"]:11.1f}'

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import statistics
 
 import jax
 import pytest
@@ -35,7 +36,7 @@ def test_what_does_not_fit_is_tried_with_more_recomputed(monkeypatch):
     return {'step_seconds': [1.0], 'compile_seconds': 1.0, 'needed_bytes': 1}
 
   monkeypatch.setattr(training_throughput, '_run', run)
-  rows = list(training_throughput.rows(TINY, ['delta_net'], [16, 32]))
+  rows = list(training_throughput.rows([TINY], ['delta_net'], [16, 32]))
   assert tried == [(16, 'none'), (16, 'dots'), (32, 'dots')]
   assert [row['remat'] for row in rows] == ['dots', 'dots']
   assert rows[0]['too_large'] == {'none': 'too large'}
@@ -91,3 +92,30 @@ def test_the_papers_numbers_stand_beside_its_sizes(name, length, expected):
 def test_a_length_that_does_not_divide_the_tokens_is_refused():
   with pytest.raises(ValueError, match='must divide the 32 tokens .* got 24'):
     TINY.batch_size(24)
+
+
+@pytest.mark.parametrize('axis', ['fsdp', 'sequence'])
+def test_a_mesh_trains_as_one_device_does(axis):
+  alone = training_throughput.measure('delta_net', 16, TINY)
+  mesh = training_throughput.parse_mesh(f'{axis}=2')
+  setting = dataclasses.replace(TINY, tokens=16, mesh=mesh)
+  row = training_throughput.measure('delta_net', 16, setting)
+  assert (row['batch'], row['mesh']) == (2, {axis: 2})
+  assert row['losses'] == pytest.approx(alone['losses'], rel=1e-5)
+  assert row['tokens_per_s'] == pytest.approx(
+    32 / statistics.median(row['step_seconds'])
+  )
+  assert f'{axis}=2' in training_throughput.format_row(row)
+
+
+@pytest.mark.parametrize('text', ['fsdp', 'rows=2', 'fsdp=0', 'fsdp=2,data=2'])
+def test_a_text_that_is_no_mesh_is_refused(text):
+  with pytest.raises(ValueError, match='must be like fsdp=2.tensor=4'):
+    training_throughput.parse_mesh(text)
+
+
+def test_axes_of_a_mesh_are_multiplied():
+  mesh = training_throughput.parse_mesh('fsdp=2+tensor=4')
+  setting = dataclasses.replace(TINY, mesh=mesh)
+  assert setting.axes == {'fsdp': 2, 'tensor': 4}
+  assert (setting.num_devices, setting.batch_size(16)) == (8, 16)
