@@ -17,8 +17,6 @@ SWEEPS: dict[str, Callable[[], list[config_lib.RunConfig]]] = {
   'word_problem_cpu': configs_cpu.word_problem_cpu,
   'mqar_gpu': configs_paper.mqar_gpu,
   'mad_gpu': configs_mad.mad_gpu,
-  'parity_gpu': configs_state.parity_gpu,
-  'word_problem_gpu': configs_state.word_problem_gpu,
   'mqar_paper': configs_paper.mqar_paper,
   'mad_paper': configs_mad.mad_paper,
   'regbench_paper': configs_regbench.regbench_paper,

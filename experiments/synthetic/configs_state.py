@@ -114,16 +114,6 @@ def state_tracking_paper() -> list[config_lib.RunConfig]:
   return runs
 
 
-def parity_gpu() -> list[config_lib.RunConfig]:
-  """The parities of `state_tracking_paper` alone: one GPU, minutes.
-
-  python -m experiments.sweep --sweep=parity_gpu
-
-  Expected: beta in (0, 2) at 100 %, beta in (0, 1) at chance.
-  """
-  return [parity_run(negative=negative) for negative in (True, False)]
-
-
 def word_problem_run(
   mixer: str = 'delta_product',
   *,
@@ -182,20 +172,6 @@ def word_problem_paper() -> list[config_lib.RunConfig]:
     word_problem_run(group=group, num_householder=number, seed=seed)
     for group, most in GROUPS.items()
     for number in range(1, most + 1)
-    for seed in SEEDS
-  ]
-
-
-def word_problem_gpu() -> list[config_lib.RunConfig]:
-  """The words in S3 of `word_problem_paper` alone: one GPU, minutes.
-
-  python -m experiments.sweep --sweep=word_problem_gpu --together=3
-
-  Expected: solved with two steps a token, not with one.
-  """
-  return [
-    word_problem_run(group='S3', num_householder=number, seed=seed)
-    for number in (2, 1)
     for seed in SEEDS
   ]
 
