@@ -6,10 +6,12 @@ a part of the row to the state that leaves it by an affine map,
 
     S_out = M S_in + E,        M in R^{K x K}, E in R^{K x V},
 
-with M the product of the A_t, be they reflections, decays or both. The columns
-of S do not meet, so one run of the op itself over the part, with the values
-[v, 0] and the first state [0, I], leaves [E, M]: no formula of the op is
-needed. The map of a part is composed with that of the parts before it,
+with M the product of the A_t, be they reflections, decays or both. One run of
+the op over the part, from the first state 0, leaves E; one with values of 0,
+from the first state I, leaves M: no formula of the op is needed. What a token
+reads is affine in S_in as well, o_t = R_t S_in + e_t: the same two runs return e
+and R [B, T, HV, K], so the op need not run again when S_in is known. The map of
+a part is composed with that of the parts before it,
 
     (M_2, E_2) after (M_1, E_1)  =  (M_2 M_1, M_2 E_1 + E_2),
 
@@ -17,7 +19,7 @@ which is associative. So n devices find what all parts before theirs do
 together in ceil(log2 n) rounds (Hillis and Steele, 1986): in the round r,
 device d sends the composition of its last 2^r parts to device d + 2^r. The
 row's first state is part of the first device's E, so the composed E is the
-state that enters, with which the op runs a second time.
+state that enters.
 
 Segments: a reset inside a part leaves M = 0 by itself. A reset between two
 parts (the last id that is not padding in one differs from the first in the
@@ -27,7 +29,7 @@ Exchanged per round, by one collective-permute: K (K + V) float32 numbers per
 row and value head, and two ids per row where there are segments; nothing grows
 with T. The final state is summed over the devices, once, with zeros on all but
 the last. The backward pass is the transpose of this: the same rounds the other
-way round, and the sum. The op computes 2 V + K columns instead of V.
+way round, and the sum. The op computes V + K columns instead of V.
 """
 
 from collections.abc import Callable
@@ -124,37 +126,37 @@ def _outer_ids(segment_ids):
   return first(segment_ids), first(segment_ids[:, ::-1])
 
 
-def _local_part(op, arrays, first_state) -> _Part:
-  """Runs the op on the device's part for its map; see the module."""
-  v = arrays['v']
-  *rows, key_dim, _ = first_state.shape  # [B, HV, K, V]
-  eye = jnp.eye(key_dim, dtype=first_state.dtype)
-  eye = jnp.broadcast_to(eye, (*rows, key_dim, key_dim))
-  _, state = op(
-    **arrays
-    | {
-      'v': jnp.pad(v, [(0, 0)] * (v.ndim - 1) + [(0, key_dim)]),
-      'initial_state': jnp.concatenate([first_state, eye], axis=-1),
-    }
-  )
-  if arrays['segment_ids'] is None:
-    return _Part(state, None, None)
-  return _Part(state, *_outer_ids(arrays['segment_ids']))
-
-
 def _run(op, arrays, axes):
   if axes is None:
     return op(**arrays)
-  index = jax.lax.axis_index(axes)
+  index, v = jax.lax.axis_index(axes), arrays['v']
   first_state = jnp.where(index == 0, arrays['initial_state'], 0)
-  part = _local_part(op, arrays, first_state)
+  *rows, key_dim, value_dim = first_state.shape  # [B, HV, K, V]
+  eye = jnp.eye(key_dim, dtype=first_state.dtype)
+  o, state = op(**arrays | {'initial_state': first_state})
+  reads, transition = op(
+    **arrays
+    | {
+      'v': jnp.zeros((*v.shape[:-1], key_dim), v.dtype),
+      'initial_state': jnp.broadcast_to(eye, (*rows, key_dim, key_dim)),
+    }
+  )
+  ids = (None, None)
+  if arrays['segment_ids'] is not None:
+    ids = _outer_ids(arrays['segment_ids'])
+  part = _Part(jnp.concatenate([state, transition], axis=-1), *ids)
   before = _before(part, axes)
-  value_dim = first_state.shape[-1]
-  state = _unless_reset(before, part, before.affine[..., :value_dim])
-  # The one is 0 on the first device, the other everywhere else.
-  o, state = op(**arrays | {'initial_state': state + first_state})
+  entering = _unless_reset(before, part, before.affine[..., :value_dim])
+  o += jnp.einsum(
+    'bthk,bhkv->bthv',
+    reads,
+    entering.astype(reads.dtype),
+    precision=jax.lax.Precision.HIGHEST,
+    preferred_element_type=jnp.float32,
+  ).astype(o.dtype)
+  leaving = _compose(before, part).affine[..., :value_dim]
   is_last = index == jax.lax.axis_size(axes) - 1
-  return o, jax.lax.psum(jnp.where(is_last, state, 0), axes)
+  return o, jax.lax.psum(jnp.where(is_last, leaving, 0), axes)
 
 
 def linear_recurrence(op: Callable[..., tuple[jax.Array, jax.Array]]):
@@ -163,8 +165,9 @@ def linear_recurrence(op: Callable[..., tuple[jax.Array, jax.Array]]):
   Args:
     op: called with the arguments by name, among them `v` [B, T, ..., V],
       `initial_state` [B, HV, K, V] and `segment_ids` [B, T] or None; returns
-      (o, final_state). Its state is linear in the first state and in v, column
-      by column; 0 in `segment_ids` is padding, other changes reset the state.
+      (o [B, T, HV, V], final_state). Both are linear in the first state and v,
+      column by column; 0 in `segment_ids` is padding, other changes reset the
+      state.
 
   Returns:
     body(arrays, axes) -> (o, final_state): the op over the row whose parts

@@ -168,15 +168,19 @@ def test_beside_batch_and_heads(shape, names, axes):
 
 
 def test_16_bit_arguments():
+  """What a token reads is the sum of two numbers that were rounded to 16 bits.
+
+  Rounding one to bfloat16 has an rms error of 2^-9 / sqrt(3) to 2^-8 / sqrt(3).
+  """
   mesh = _mesh((4,), ('sequence',), AUTO)
   arguments = _arguments(dtype='bfloat16')
   run = jax.jit(functools.partial(delta_rule, implementation='recurrent'))
   expected = run(**arguments, segment_ids=IDS)
   with jax.set_mesh(mesh):
     actual = run(**_place(arguments, mesh), segment_ids=IDS)
-  for a, e in zip(actual, expected, strict=True):
+  for a, e, most in zip(actual, expected, (4e-3, 1e-4), strict=True):
     assert a.dtype == e.dtype
-    assert testing.error(np.float64(a), np.float64(e)) < 1e-4
+    assert testing.error(np.float64(a), np.float64(e)) < most
 
 
 _COLLECTIVE = re.compile(
