@@ -53,6 +53,8 @@ def _draw_model(panel: axes.Axes, rows: Sequence[Row], name: str) -> None:
     1e3,
     color='tab:blue',
     marker='o',
+    # Meshes are no points of a line.
+    linestyle='' if any(row.get('mesh') for row in chosen) else '-',
     label='here',
   )
   for place, (row, share) in zip(
@@ -68,7 +70,7 @@ def _draw_model(panel: axes.Axes, rows: Sequence[Row], name: str) -> None:
         fontsize='small',
       )
   panel.set_title(name.replace('_', ' '), fontsize='medium')
-  panel.tick_params(axis='x', labelrotation=30)
+  panel.set_xticks(places, places, rotation=30, ha='right')
   panel.grid(alpha=0.25)
   panel.spines[['top', 'right']].set_visible(False)
 
@@ -87,10 +89,15 @@ def draw_throughput(rows: Sequence[Row], path: str | os.PathLike) -> None:
   if len(devices) != 1:
     raise ValueError(f'the rows must be of one device, got {devices}')
   names = list(dict.fromkeys(row['model'] for row in rows))
+  widths = [
+    max(2.8, 0.7 * sum(row['model'] == name for row in rows)) for name in names
+  ]
   drawing = figure.Figure(
-    figsize=(1.5 + 2.8 * len(names), 4), layout='constrained'
+    figsize=(1.5 + sum(widths), 4.2), layout='constrained'
   )
-  panels = drawing.subplots(1, len(names), sharey=True, squeeze=False)[0]
+  panels = drawing.subplots(
+    1, len(names), sharey=True, squeeze=False, width_ratios=widths
+  )[0]
   for panel, name in zip(panels, names, strict=True):
     _draw_model(panel, rows, name)
   panels[0].set_ylim(bottom=0)
@@ -98,8 +105,8 @@ def draw_throughput(rows: Sequence[Row], path: str | os.PathLike) -> None:
   panels[0].legend(frameon=False, fontsize='small')
   drawing.supxlabel('tokens of a row x rows of a step', fontsize='medium')
   drawing.suptitle(
-    f'Models of size {rows[0]["size"]}, {rows[0]["dtype"]}, on {devices[0]}; '
-    'per cent: share of its peak (MFU)'
+    f'Models of size {rows[0]["size"]}, {rows[0]["dtype"]}, on {devices[0]}\n'
+    'per cent: share of the peak (MFU)'
   )
   buffer = io.BytesIO()
   drawing.savefig(buffer, format='png', dpi=150)

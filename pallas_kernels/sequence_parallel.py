@@ -9,9 +9,9 @@ a part of the row to the state that leaves it by an affine map,
 with M the product of the A_t, be they reflections, decays or both. One run of
 the op over the part, from the first state 0, leaves E; one with values of 0,
 from the first state I, leaves M: no formula of the op is needed. What a token
-reads is affine in S_in as well, o_t = R_t S_in + e_t: the same two runs return e
-and R [B, T, HV, K], so the op need not run again when S_in is known. The map of
-a part is composed with that of the parts before it,
+reads is affine in S_in as well, o_t = R_t S_in + e_t, and the same two runs
+return e and R [B, T, HV, K], so the op need not run again when S_in is known.
+The map of a part is composed with that of the parts before it,
 
     (M_2, E_2) after (M_1, E_1)  =  (M_2 M_1, M_2 E_1 + E_2),
 
