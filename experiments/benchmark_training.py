@@ -24,17 +24,11 @@ def define_flags() -> None:
   sizes = mixer_benchmark.Sizes()
   for name in mixer_benchmark.SIZE_FLAGS:
     flags.DEFINE_integer(name, getattr(sizes, name), 'Of mixers.', 1)
-  for name in ('models', 'lengths'):
+  for name in ('models', 'lengths', 'meshes', 'remats'):
     values = getattr(training_throughput, name.upper())
     flags.DEFINE_list(name, list(map(str, values)), 'Of throughput.')
   flags.DEFINE_string('size', '1b', 'Of the presets, of throughput.')
-  flags.DEFINE_integer(
-    'tokens', 16384, 'Of a step and device, of throughput.', 1
-  )
-  text = 'Of throughput, as data=1,fsdp=2,fsdp=2+tensor=2.'
-  flags.DEFINE_list('meshes', ['data=1'], text)
-  text = 'Of throughput: those tried, the first that fits is timed.'
-  flags.DEFINE_list('remats', list(training_throughput.REMATS), text)
+  flags.DEFINE_integer('tokens', 16384, 'Of throughput: of a step and device.')
 
 
 def main(argv: Sequence[str]) -> None:
@@ -44,12 +38,8 @@ def main(argv: Sequence[str]) -> None:
   args = flags.FLAGS
   if args.suite == 'throughput':
     table = training_throughput
-    settings = [
-      table.Setting(size=args.size, tokens=args.tokens, mesh=mesh)
-      for mesh in map(table.parse_mesh, args.meshes)
-    ]
-    lengths = map(int, args.lengths)
-    found = table.rows(settings, args.models, lengths, args.remats)
+    what = table.settings(args.size, args.tokens, args.meshes)
+    found = table.rows(what, args.models, map(int, args.lengths), args.remats)
   else:
     table = mixer_benchmark
     names = table.SIZE_FLAGS

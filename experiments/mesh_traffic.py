@@ -18,8 +18,8 @@ D, H heads of keys K and values V, convolutions of W taps:
                                           both forward and backward
 
 where f = (n - 1) / n, as of `collectives`. XLA's CPU backend sums the gradients
-of blocks by an all-reduce; where one makes a reduce-scatter of it, M counts
-once less. Numbers per row or head, such as segment ids and the gradient of a
+of blocks by an all-reduce; with `reduce_scatter`, as on GPUs, M counts once
+less. Numbers per row or head, such as segment ids and the gradient of a
 head's norm, are left out.
 """
 
@@ -71,7 +71,11 @@ def _check(config: config_lib.TrainLMConfig) -> None:
 
 
 def sent_bytes(
-  config: config_lib.TrainLMConfig, axis: str, num_devices: int
+  config: config_lib.TrainLMConfig,
+  axis: str,
+  num_devices: int,
+  *,
+  reduce_scatter: bool = False,
 ) -> float:
   """Returns the bytes that a device sends in a step; see the module.
 
@@ -79,6 +83,7 @@ def sent_bytes(
     config: of the run; all of its mesh but `axis` is of size 1.
     axis: of the mesh.
     num_devices: along the axis; divides what the axis cuts.
+    reduce_scatter: how the gradients of blocks are summed along fsdp.
 
   Raises:
     ValueError: the formula does not cover the config.
@@ -92,7 +97,8 @@ def sent_bytes(
     return 2 * f * size['all']
   if axis == 'fsdp':
     gathered = ends + 2 * size['blocks']
-    return f * (gathered + ends + 2 * (size['all'] - ends))
+    saved = size['blocks'] if reduce_scatter else 0
+    return f * (gathered + ends + 2 * (size['all'] - ends) - saved)
   if axis == 'tensor':
     projections = 4 + model.delta_net.use_output_gate
     stream = rows * length * model.model_width

@@ -14,11 +14,9 @@ from absl import flags
 from experiments import kernel_figures
 from experiments import length_figures
 from experiments import mixer_figures
-from experiments import scaling
 from experiments import scaling_figures
 from experiments import throughput_figures
 from experiments.synthetic import figures as synthetic_figures
-from experiments.synthetic import sweeping
 
 
 def define_flags() -> None:
@@ -36,23 +34,22 @@ def main(argv: Sequence[str]) -> None:
   paths = sorted(directory.glob('*.jsonl'))
   name = flags.FLAGS.figure
   if name in synthetic_figures.FIGURES:
-    found = (kernel_figures.read_rows(p, sweeping.KIND) for p in paths)
-    rows = list(itertools.chain.from_iterable(found))
-    print(synthetic_figures.draw(name, rows, directory))
+    rows = map(kernel_figures.read_rows, paths, itertools.repeat('synthetic'))
+    print(synthetic_figures.draw(name, list(itertools.chain(*rows)), directory))
     return
   draw = {
     'kernel': kernel_figures.draw_kernels,
     'mixer': mixer_figures.draw_mixers,
     'throughput': throughput_figures.draw_throughput,
     'length': length_figures.draw_length,
-    scaling.KIND: scaling_figures.draw_scaling,
+    'scaling': scaling_figures.draw_scaling,
   }
-  drawn = False
+  drawn = []
   for path, kind in itertools.product(paths, [name] if name else draw):
     if rows := kernel_figures.read_rows(path, kind):
-      draw[kind](rows, path.with_suffix('.png'))
-      print(f'wrote {path.with_suffix(".png")}')
-      drawn = True
+      drawn.append(path.with_suffix('.png'))
+      draw[kind](rows, drawn[-1])
+      print(f'wrote {drawn[-1]}')
   if not drawn:
     problem = f'no .jsonl file in {directory} has a row of {name or "a figure"}'
     raise app.UsageError(f'{problem}: run the program that measures it first')

@@ -35,7 +35,8 @@ Row = dict[str, Any]
 KIND = 'throughput'
 MODELS = ('delta_net', 'transformer', 'gla', 'mamba')
 LENGTHS = (2048, 4096, 8192, 16384)
-REMATS = ('none', 'dots', 'full')
+MESHES = ('data=1',)
+REMATS = ('none', 'dots', 'full')  # The first that fits is timed.
 # Thousands of tokens per second on one H100, by `LENGTHS`, read off figure 6 of
 # Yang et al., 2024, to about 0.2.
 PAPER_KILOTOKENS = {
@@ -90,7 +91,7 @@ class Setting:
     Raises:
       ValueError: the length does not divide the tokens.
     """
-    if length < 1 or self.step_tokens % length:
+    if length < 1 or self.tokens < 1 or self.step_tokens % length:
       raise ValueError(
         f'a length must divide the {self.step_tokens} tokens of a step, got '
         f'{length}'
@@ -147,6 +148,13 @@ def parse_mesh(text: str) -> config_lib.MeshConfig:
       )
     sizes[name] = int(size)
   return config_lib.MeshConfig(**sizes)
+
+
+def settings(size: str, tokens: int, meshes: Iterable[str]) -> list[Setting]:
+  """Returns a setting for each mesh, a text for `parse_mesh`."""
+  return [
+    Setting(size=size, tokens=tokens, mesh=parse_mesh(mesh)) for mesh in meshes
+  ]
 
 
 def _batch(config: config_lib.TrainLMConfig) -> train_step.Batch:

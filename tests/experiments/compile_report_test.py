@@ -1,4 +1,5 @@
 import json
+import pathlib
 import subprocess
 import sys
 import types
@@ -51,9 +52,11 @@ def test_a_report_is_printed_and_fails_if_the_step_does_not_fit(
 
 def test_a_suite_is_printed_line_by_line(monkeypatch, capsys, given):
   given.suite = 'models'
-  monkeypatch.setattr(
-    compile_tables, 'run', lambda path, machines: [path.name, *machines]
-  )
+
+  def suite(output, machines):
+    return [pathlib.Path(output).name, *machines]
+
+  monkeypatch.setitem(compile_tables.SUITES, 'models', suite)
   assert compile_report.main(['compile_report']) == 0
   assert capsys.readouterr().out == 'rows.jsonl\nh200:64\n'
 

@@ -85,10 +85,10 @@ def test_the_jobset_counts_its_processes_alike(jobset):
 
 
 _FAKE_PYTHON = """#!/usr/bin/env bash
-trap 'touch "$MARK"; exit 0' TERM
+trap 'touch "$MARK"; kill %1; exit 0' TERM
 echo started
 [[ -z "$WAIT" ]] && exit "$STATUS"
-sleep 20 & wait
+sleep 20 >/dev/null & wait
 """
 
 

@@ -51,6 +51,12 @@ def test_numbers_counted_by_hand(axis, devices, numbers):
   assert found == pytest.approx(4 * numbers)
 
 
+def test_a_reduce_scatter_sends_the_blocks_gradients_once_less():
+  summed = mesh_traffic.sent_bytes(_config(), 'fsdp', 4)
+  found = mesh_traffic.sent_bytes(_config(), 'fsdp', 4, reduce_scatter=True)
+  assert summed - found == pytest.approx(4 * 0.75 * MATRICES)
+
+
 @pytest.mark.parametrize(
   'changes',
   [
