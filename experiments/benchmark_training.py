@@ -28,7 +28,7 @@ def define_flags() -> None:
     values = getattr(training_throughput, name.upper())
     flags.DEFINE_list(name, list(map(str, values)), 'Of throughput.')
   flags.DEFINE_string('size', '1b', 'Of the presets, of throughput.')
-  flags.DEFINE_integer('tokens', 16384, 'Of throughput: of a step and device.')
+  flags.DEFINE_integer('tokens', 16384, 'Of throughput, per device.', 1)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -91,7 +91,7 @@ class Setting:
     Raises:
       ValueError: the length does not divide the tokens.
     """
-    if length < 1 or self.tokens < 1 or self.step_tokens % length:
+    if length < 1 or self.step_tokens % length:
       raise ValueError(
         f'a length must divide the {self.step_tokens} tokens of a step, got '
         f'{length}'

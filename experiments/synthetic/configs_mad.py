@@ -184,7 +184,7 @@ def mad_paper() -> list[config_lib.RunConfig]:
 
 
 def mad_gpu() -> list[config_lib.RunConfig]:
-  """DeltaNet on the six baseline settings of MAD: one GPU, minutes.
+  """DeltaNet on the six baseline settings of MAD: one GPU; not measured.
 
   python -m experiments.sweep --sweep=mad_gpu
 
