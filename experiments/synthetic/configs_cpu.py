@@ -29,6 +29,7 @@ def mqar_run(
   mixer: str, length: int = 64, num_pairs: int = 8
 ) -> config_lib.RunConfig:
   """One run of `mqar_cpu`."""
+  is_attention = mixer == 'attention'
   task = mqar.MQARConfig(
     vocab_size=2 * length, sequence_length=length, num_pairs=num_pairs
   )
@@ -37,7 +38,7 @@ def mqar_run(
     task=task,
     test_task=task,
     model=deltanet_jax.ModelConfig(
-      model_width=32,
+      model_width=64 if is_attention else 32,
       num_layers=2,
       num_heads=1,
       mixers=(mixer,),
@@ -48,17 +49,14 @@ def mqar_run(
         use_short_conv=True, chunk_size=_CHUNK, value_expansion=1
       ),
     ),
-    block=config_lib.BlockConfig(
-      norm='layer',
-      identity_state_mixer=True,
-      positions='learned' if mixer == 'attention' else 'none',
-    ),
+    block=config_lib.BlockConfig(norm='layer', identity_state_mixer=True),
     training=config_lib.TrainingConfig(
       num_train=8192,
       num_test=256,
       batch_size=32,
-      num_epochs=6,
-      learning_rate=1e-2,
+      num_epochs=200 if is_attention else 16,
+      fresh_data=True,
+      learning_rate=2e-3 if is_attention else 1e-2,
       weight_decay=0.1,
       schedule='cosine',
       metric='example',
@@ -119,9 +117,10 @@ def mad_run(task_name: str, mixer: str = 'delta_net') -> config_lib.RunConfig:
       num_train=6400,
       num_test=256,
       batch_size=32,
-      num_epochs=6,
-      learning_rate=1e-2,
+      num_epochs=24,
+      learning_rate=3e-3,
       weight_decay=0.0,
+      schedule='cosine',
       metric='macro',
       selection='lowest_loss',
       stop_accuracy=0.999,
@@ -227,7 +226,9 @@ def word_problem_run(
         chunk_size=_CHUNK,
       ),
     ),
-    training=_state_training(learning_rate=learning_rate, stop_accuracy=0.99),
+    training=_state_training(
+      num_epochs=30, learning_rate=learning_rate, stop_accuracy=0.99
+    ),
   )
 
 
