@@ -41,6 +41,29 @@ class RecallConfig:
     return self.length - 1
 
 
+def arrange_recall(
+  keys: np.ndarray, value_of: np.ndarray, kept: np.ndarray
+) -> task.Examples:
+  """Returns pairs in a row, the value of a key that was there as its target.
+
+  Args:
+    keys: [N, P].
+    value_of: [N, keys], the value of every key.
+    kept: bool [N, P]; other pairs neither show a key nor are a target.
+  """
+  num_examples, pairs = keys.shape
+  row = np.empty((num_examples, 2 * pairs), np.int32)
+  row[:, 0::2] = keys
+  row[:, 1::2] = np.take_along_axis(value_of, keys, axis=1)
+  earlier = (keys[:, :, None] == keys[:, None]) & np.tri(
+    pairs, k=-1, dtype=bool
+  )
+  scored = (earlier & kept[:, None]).any(axis=2) & kept
+  targets = np.full_like(row, task.IGNORED)
+  targets[:, 1::2] = np.where(scored, row[:, 1::2], task.IGNORED)
+  return task.Examples(row, targets)
+
+
 def _recall_examples(random, config, kept, vocab_size) -> task.Examples:
   """Returns recall whose pairs outside of `kept` [N, P - 1] are not counted.
 
@@ -56,17 +79,8 @@ def _recall_examples(random, config, kept, vocab_size) -> task.Examples:
   seen[rows, keys[:, :-1][kept]] = True
   keys[:, -1] = np.argmax(np.where(seen, ranks, -1), axis=1)
   values = random.integers(half, vocab_size, (num_examples, half))
-  row = np.empty((num_examples, config.length), np.int32)
-  row[:, 0::2] = keys
-  row[:, 1::2] = np.take_along_axis(values, keys, axis=1)
   kept = np.pad(kept, ((0, 0), (0, 1)), constant_values=True)
-  earlier = (keys[:, :, None] == keys[:, None]) & np.tri(
-    pairs, k=-1, dtype=bool
-  )
-  scored = (earlier & kept[:, None]).any(axis=2) & kept
-  targets = np.full_like(row, task.IGNORED)
-  targets[:, 1::2] = np.where(scored, row[:, 1::2], task.IGNORED)
-  return task.Examples(row, targets)
+  return arrange_recall(keys, values, kept)
 
 
 def _shift(config, row, targets) -> task.Examples:
@@ -115,6 +129,18 @@ class NoisyRecallConfig(RecallConfig):
     )
 
 
+def put_noise(row: np.ndarray, kept: np.ndarray, noise: np.ndarray) -> None:
+  """Overwrites the pairs of `row` [N, 2 P + 2] outside of `kept` [N, P].
+
+  Args:
+    row: changed in place; its last pair stays.
+    kept: bool.
+    noise: [N, P, 2], what the others become.
+  """
+  pairs = row[:, :-2].reshape(noise.shape)
+  row[:, :-2] = np.where(kept[..., None], pairs, noise).reshape(len(row), -1)
+
+
 def generate_noisy_recall(
   config: NoisyRecallConfig, *, num_examples: int, seed: int
 ) -> task.Examples:
@@ -132,8 +158,7 @@ def generate_noisy_recall(
   first = config.vocab_size - config.num_noise
   row, targets, _ = _recall_examples(random, config, kept, first)
   noise = random.integers(first, config.vocab_size, (*shape, 2))
-  is_noise = np.repeat(~kept, 2, axis=1)
-  row[:, :-2] = np.where(is_noise, noise.reshape(num_examples, -1), row[:, :-2])
+  put_noise(row, kept, noise)
   return _shift(config, row, targets)
 
 
@@ -163,21 +188,35 @@ class SelectiveCopyingConfig:
     )
 
 
+def arrange_copies(
+  config: SelectiveCopyingConfig, tokens: np.ndarray, before: np.ndarray
+) -> task.Examples:
+  """Returns tokens among blanks, then the signal and room to repeat them.
+
+  Args:
+    config: sizes.
+    tokens: [N, num_copied].
+    before: [N, blanks], the index of the token that a blank stands before.
+  """
+  copied, length = config.num_copied, config.sequence_length
+  signal, blank = config.vocab_size - 1, config.vocab_size - 2
+  inputs = np.full((len(tokens), length), blank, np.int32)
+  # Token i stands behind the i before it and the blanks put before it.
+  at = np.arange(copied) + (before[:, :, None] <= np.arange(copied)).sum(axis=1)
+  np.put_along_axis(inputs, at, tokens.astype(np.int32), axis=1)
+  inputs[:, length - copied - 1] = signal
+  targets = np.full_like(inputs, task.IGNORED)
+  targets[:, -copied:] = tokens
+  return task.Examples(inputs, targets)
+
+
 def generate_selective_copying(
   config: SelectiveCopyingConfig, *, num_examples: int, seed: int
 ) -> task.Examples:
   """Returns examples; every blank comes before the last token to copy."""
   random = np.random.default_rng(seed)
-  copied, length = config.num_copied, config.sequence_length
-  signal, blank = config.vocab_size - 1, config.vocab_size - 2
-  blanks = length - 2 * copied - 1
+  copied, blank = config.num_copied, config.vocab_size - 2
+  blanks = config.sequence_length - 2 * copied - 1
   tokens = random.integers(0, blank, (num_examples, copied))
   before = np.sort(random.integers(0, copied, (num_examples, blanks)), axis=1)
-  inputs = np.full((num_examples, length), blank, np.int32)
-  # Token i stands behind the i before it and the blanks put before it.
-  at = np.arange(copied) + (before[:, :, None] <= np.arange(copied)).sum(axis=1)
-  np.put_along_axis(inputs, at, tokens.astype(np.int32), axis=1)
-  inputs[:, blanks + copied] = signal
-  targets = np.full_like(inputs, task.IGNORED)
-  targets[:, -copied:] = tokens
-  return task.Examples(inputs, targets)
+  return arrange_copies(config, tokens, before)

@@ -46,19 +46,28 @@ def value_table(vocab_size: int) -> np.ndarray:
   return np.random.default_rng(_MAP_SEED).permutation(values)[:half]
 
 
+def arrange_memorization(
+  config: MemorizationConfig, keys: np.ndarray, table: np.ndarray
+) -> task.Examples:
+  """Returns keys [N, P], each before the token that asks for its value."""
+  shape = len(keys), config.sequence_length
+  inputs = np.full(shape, config.vocab_size - 1, np.int32)
+  targets = np.full(shape, task.IGNORED, np.int32)
+  inputs[:, 0::2] = keys
+  targets[:, 1::2] = table[keys]
+  return task.Examples(inputs, targets)
+
+
 def generate_memorization(
   config: MemorizationConfig, *, num_examples: int, seed: int
 ) -> task.Examples:
   """Returns examples; the value is the target at the token that asks for it."""
   table = value_table(config.vocab_size)
   random = np.random.default_rng(seed)
-  shape = num_examples, config.sequence_length
-  keys = random.integers(0, len(table), (num_examples, shape[1] // 2))
-  inputs = np.full(shape, config.vocab_size - 1, np.int32)
-  targets = np.full(shape, task.IGNORED, np.int32)
-  inputs[:, 0::2] = keys
-  targets[:, 1::2] = table[keys]
-  return task.Examples(inputs, targets)
+  shape = num_examples, config.sequence_length // 2
+  return arrange_memorization(
+    config, random.integers(0, len(table), shape), table
+  )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -28,7 +28,7 @@ def test_every_sweep_builds(name):
 
 
 def test_clean_runs_select_on_other_examples():
-  run = configs.build('in_context_recall', 'cpu', 'delta_net')
+  run = configs.build('in_context_recall', 'paper', 'delta_net')
   cleaned = config_lib.clean(run)
   assert (run.training.metric, run.training.schedule) == ('macro', 'constant')
   assert cleaned.protocol == 'clean'

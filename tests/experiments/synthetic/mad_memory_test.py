@@ -6,6 +6,15 @@ from experiments.synthetic import mad_memory
 from experiments.synthetic import task
 
 
+def test_memorization_made_by_hand():
+  config = mad_memory.MemorizationConfig(vocab_size=7, sequence_length=6)
+  keys, table = np.array([[2, 0, 2]]), np.array([4, 3, 5])
+  made = mad_memory.arrange_memorization(config, keys, table)
+  _ = task.IGNORED
+  assert made.inputs.tolist() == [[2, 6, 0, 6, 2, 6]]
+  assert made.targets.tolist() == [[_, 5, _, 4, _, 5]]
+
+
 def test_a_value_is_the_keys_in_every_example_whatever_the_seed():
   config = mad_memory.MemorizationConfig(vocab_size=10, sequence_length=8)
   table = mad_memory.value_table(10)

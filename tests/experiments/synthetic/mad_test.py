@@ -5,6 +5,37 @@ import numpy as np
 from experiments.synthetic import mad
 from experiments.synthetic import task
 
+_ = task.IGNORED
+
+
+def test_recall_made_by_hand():
+  keys = np.array([[0, 2, 0, 2, 1]])
+  value_of = np.array([[5, 4, 3]])
+  kept = np.array([[True, False, True, True, True]])
+  inputs, targets, _unused = mad.arrange_recall(keys, value_of, kept)
+  assert inputs.tolist() == [[0, 5, 2, 3, 0, 5, 2, 3, 1, 4]]
+  # The second pair does not count, so that its key is new in the fourth.
+  assert targets.tolist() == [[_, _, _, _, _, 5, _, _, _, _]]
+
+
+def test_noise_put_by_hand():
+  row = np.array([[0, 5, 2, 3, 0, 5, 2, 3]])
+  kept = np.array([[True, False, True]])
+  mad.put_noise(row, kept, np.array([[[7, 6], [6, 7], [6, 6]]]))
+  assert row.tolist() == [[0, 5, 6, 7, 0, 5, 2, 3]]
+
+
+def test_copies_made_by_hand():
+  config = mad.SelectiveCopyingConfig(
+    vocab_size=6, sequence_length=10, num_copied=3
+  )
+  before = np.array([[0, 2, 2]])
+  inputs, targets, _unused = mad.arrange_copies(
+    config, np.array([[3, 0, 1]]), before
+  )
+  assert inputs.tolist() == [[4, 3, 0, 4, 4, 1, 5, 4, 4, 4]]
+  assert targets.tolist() == [[_, _, _, _, _, _, _, 3, 0, 1]]
+
 
 def test_recall_scores_the_values_of_seen_keys_alone():
   config = mad.RecallConfig(vocab_size=8, length=12)
