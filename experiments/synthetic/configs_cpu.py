@@ -79,7 +79,9 @@ def mqar_cpu() -> list[config_lib.RunConfig]:
   Zoology's block, 16 epochs of 8,192 new examples at most, the best of three
   rates. All find the value behind a key in their first layer, so that it is the
   second one's state that counts: DeltaNet and RetNet have short convolutions,
-  the others a first layer of attention over two tokens.
+  the others a first layer of attention over two tokens. Two CPU cores, 3
+  minutes for 64 tokens and 7 for 128; expected: DeltaNet and attention above
+  99 %, RetNet at 93 and 21 %, linear attention at 29 and 4 %.
   """
   return [
     mqar_run(mixer, *size, learning_rate=rate)
@@ -141,7 +143,7 @@ def mad_cpu() -> list[config_lib.RunConfig]:
   python -m experiments.sweep --sweep=mad_cpu
 
   The published ones have width 128, 12,800 examples and 200 epochs. Two CPU
-  cores, 2 minutes for in-context recall; expected: 99 % and above.
+  cores, 8 seconds and 2 minutes; expected: 99 % and above.
   """
   return [mad_run('in_context_recall'), mad_run('selective_copying')]
 
@@ -199,7 +201,7 @@ def parity_cpu() -> list[config_lib.RunConfig]:
   python -m experiments.sweep --sweep=parity_cpu --together=3
 
   beta in (0, 2) and in (0, 1), three rates each, 1,600 steps of 64. Two CPU
-  cores, busy, 5 to 11 minutes for three rates; expected: 100 % and chance.
+  cores, half a minute; expected: 100 % and chance.
   """
   return [
     parity_run(allow_negative_eigenvalues=negative, learning_rate=rate)
@@ -242,10 +244,10 @@ def word_problem_run(
 def word_problem_cpu() -> list[config_lib.RunConfig]:
   """Products in S3: one layer, trained on 32 elements, tested on 128.
 
-  python -m experiments.sweep --sweep=word_problem_cpu --together=2
+  python -m experiments.sweep --sweep=word_problem_cpu
 
-  Two Householder steps per token and one. Two CPU cores, 8 minutes; expected:
-  solved (84.6 % was had), and not.
+  Two Householder steps per token and one. Two CPU cores, 2 minutes; expected:
+  solved, and not.
   """
   return [
     word_problem_run(num_householder=number, learning_rate=rate)

@@ -105,6 +105,8 @@ def _draw_lines(
     panel.plot(
       *zip(*points, strict=True),
       marker=_MARKERS[number],
+      # Smaller and smaller, so that equal points are all seen.
+      markersize=max(4, 11 - 2 * number),
       color=f'C{number}',
       label=name,
     )
@@ -123,10 +125,16 @@ def _draw_legend(drawing: figure.Figure) -> None:
 
 
 def _by_task(rows: Iterable[Row]) -> dict[str, list[Row]]:
+  """Returns the rows by the sizes of their task, short rows first."""
   result: dict[str, list[Row]] = {}
-  for row in rows:
+
+  def order(row):
+    task = row['config']['test_task']
+    return row['name'], task.get('sequence_length', 0), _task(row)
+
+  for row in sorted(rows, key=order):
     result.setdefault(_task(row), []).append(row)
-  return dict(sorted(result.items()))
+  return result
 
 
 def _width(row: Row) -> int:

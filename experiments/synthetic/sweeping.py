@@ -117,7 +117,7 @@ def describe(finished: Row) -> str:
   """Returns a line about a row."""
   training = finished['config']['training']
   return (
-    f'{finished["name"]:18}{finished["mixer"]:18}'
+    f'{finished["name"]:18}{finished["mixer"]:34}'
     f'width {finished["config"]["model"]["model_width"]:<5}'
     f'rate {training["learning_rate"]:<9.3g}seed {training["seed"]:<4}'
     f'{training["metric"]} accuracy {finished["accuracy"]:7.2%}  '
