@@ -60,6 +60,22 @@ def _distinct(random, weights, num_examples, count) -> np.ndarray:
   return order[:, : -count - 1 : -1]
 
 
+def arrange(
+  config: MQARConfig, keys: np.ndarray, values: np.ndarray, gaps: np.ndarray
+) -> task.Examples:
+  """Returns the rows of keys, values and gaps, each [N, P]."""
+  pairs = config.num_pairs
+  shape = len(keys), config.sequence_length
+  inputs = np.zeros(shape, np.int32)
+  targets = np.full(shape, task.IGNORED, np.int32)
+  inputs[:, 0 : 2 * pairs : 2] = keys
+  inputs[:, 1 : 2 * pairs : 2] = values
+  rows, at = np.arange(len(keys))[:, None], 2 * pairs + 2 * gaps
+  inputs[rows, at] = keys
+  targets[rows, at] = values
+  return task.Examples(inputs, targets)
+
+
 def generate(
   config: MQARConfig, *, num_examples: int, seed: int
 ) -> task.Examples:
@@ -76,12 +92,4 @@ def generate(
   space = (config.sequence_length - 2 * pairs) // 2
   weights = np.arange(1, space + 1) ** (_POWER - 1)
   gaps = _distinct(random, weights, num_examples, pairs)
-  shape = num_examples, config.sequence_length
-  inputs = np.zeros(shape, np.int32)
-  targets = np.full(shape, task.IGNORED, np.int32)
-  inputs[:, 0 : 2 * pairs : 2] = keys
-  inputs[:, 1 : 2 * pairs : 2] = values
-  rows, at = np.arange(num_examples)[:, None], 2 * pairs + 2 * gaps
-  inputs[rows, at] = keys
-  targets[rows, at] = values
-  return task.Examples(inputs, targets)
+  return arrange(config, keys, values, gaps)

@@ -38,18 +38,24 @@ class ParityConfig:
     return self.max_length
 
 
+def arrange(bits: np.ndarray, lengths: np.ndarray) -> task.Examples:
+  """Returns rows of the first `lengths` [N] of `bits` [N, T], 1 or 2 each."""
+  lengths = lengths[:, None]
+  position = np.arange(bits.shape[1])[None]
+  bits = np.where(position < lengths, bits, 0)
+  parity = bits.sum(axis=1, keepdims=True) % 2
+  inputs = np.where(position < lengths, bits + 1, 0)
+  targets = np.where(position == lengths - 1, parity + 1, task.IGNORED)
+  return task.Examples(inputs.astype(np.int32), targets.astype(np.int32))
+
+
 def generate(
   config: ParityConfig, *, num_examples: int, seed: int
 ) -> task.Examples:
   """Returns examples whose lengths are uniform."""
   random = np.random.default_rng(seed)
   lengths = random.integers(
-    config.min_length, config.max_length + 1, (num_examples, 1)
+    config.min_length, config.max_length + 1, num_examples
   )
-  position = np.arange(config.max_length)[None]
   bits = random.integers(0, 2, (num_examples, config.max_length))
-  bits = np.where(position < lengths, bits, 0)
-  parity = bits.sum(axis=1, keepdims=True) % 2
-  inputs = np.where(position < lengths, bits + 1, 0)
-  targets = np.where(position == lengths - 1, parity + 1, task.IGNORED)
-  return task.Examples(inputs.astype(np.int32), targets.astype(np.int32))
+  return arrange(bits, lengths)

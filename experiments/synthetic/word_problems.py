@@ -76,6 +76,18 @@ def product_table(group: str) -> np.ndarray:
   return index[products @ powers]
 
 
+def arrange(table: np.ndarray, words: np.ndarray) -> task.Examples:
+  """Returns rows of the words [N, T] with the products up to every one."""
+  product = np.zeros(len(words), int)
+  targets = np.full((len(words), words.shape[1] + 1), task.IGNORED, np.int32)
+  for t, word in enumerate(words.T, start=1):
+    product = table[product, word]
+    targets[:, t] = product
+  begin = np.full((len(words), 1), len(table))
+  inputs = np.concatenate([begin, words], axis=1).astype(np.int32)
+  return task.Examples(inputs, targets)
+
+
 def generate(
   config: WordProblemConfig, *, num_examples: int, seed: int
 ) -> task.Examples:
@@ -83,11 +95,4 @@ def generate(
   table = product_table(config.group)
   random = np.random.default_rng(seed)
   words = random.integers(0, len(table), (num_examples, config.length))
-  product = np.zeros(num_examples, int)
-  targets = np.full((num_examples, config.length + 1), task.IGNORED, np.int32)
-  for t in range(config.length):
-    product = table[product, words[:, t]]
-    targets[:, t + 1] = product
-  begin = np.full((num_examples, 1), len(table))
-  inputs = np.concatenate([begin, words], axis=1).astype(np.int32)
-  return task.Examples(inputs, targets)
+  return arrange(table, words)

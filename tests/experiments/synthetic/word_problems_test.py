@@ -28,6 +28,13 @@ def test_a_cyclic_group_adds():
       np.testing.assert_array_equal(elements[table[i, j]], x[y])
 
 
+def test_a_row_made_by_hand():
+  table = word_problems.product_table('Z5')
+  inputs, targets, _ = word_problems.arrange(table, np.array([[3, 4, 0, 1]]))
+  assert inputs.tolist() == [[5, 3, 4, 0, 1]]
+  assert targets.tolist() == [[task.IGNORED, 3, 2, 2, 3]]
+
+
 def test_targets_are_products_up_to_there():
   config = word_problems.WordProblemConfig(group='S3', length=5)
   inputs, targets, _ = word_problems.generate(config, num_examples=9, seed=1)
