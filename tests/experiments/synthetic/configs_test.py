@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from deltanet_jax import mixers
 from experiments.synthetic import config as config_lib
 from experiments.synthetic import configs
 from experiments.synthetic import mad
@@ -25,6 +26,17 @@ def test_every_sweep_builds(name):
   models = {(run.model, run.block): run for run in runs}
   for run in models.values():
     assert model.count_parameters(run) > 0
+
+
+@pytest.mark.parametrize('size', ['cpu', 'paper'])
+@pytest.mark.parametrize('mixer', list(mixers.MIXERS))
+def test_every_mixer_can_be_named(mixer, size):
+  run = configs.build('mqar', size, mixer)
+  assert mixer in run.model.mixers
+  params = jax.eval_shape(lambda: model.init(run, jax.random.key(0)))
+  inputs = jnp.zeros((2, run.task.sequence_length), jnp.int32)
+  logits = jax.eval_shape(lambda p: model.apply(run, p, inputs), params)
+  assert logits.shape == (*inputs.shape, run.task.vocab_size)
 
 
 def test_clean_runs_select_on_other_examples():
