@@ -49,17 +49,24 @@ def sizes(config: config_lib.TrainLMConfig, num_devices: int) -> dict[str, int]:
   return found
 
 
-def _arrange(shape: dict[str, int], devices) -> np.ndarray:
-  """Returns the devices in the order of AXES, neighbours near each other."""
+def arrange(shape: dict[str, int], devices) -> np.ndarray:
+  """Returns the devices in the order of AXES, neighbours near each other.
+
+  An axis need not be whole axes of a TPU's torus: 32 x 2 of 4 x 4 x 4 is fine.
+  """
   inner = tuple(1 if axis == 'dcn_data' else n for axis, n in shape.items())
   outer = tuple(n if axis == 'dcn_data' else 1 for axis, n in shape.items())
   slices = {getattr(d, 'slice_index', 0) for d in devices}
   if len(slices) == shape['dcn_data'] > 1:
-    return mesh_utils.create_hybrid_device_mesh(inner, outer, devices)
+    return mesh_utils.create_hybrid_device_mesh(
+      inner, outer, devices, allow_split_physical_axes=True
+    )
   if shape['dcn_data'] > 1:
     # No slices are told apart: processes in their order, whole hosts together.
     return np.asarray(devices).reshape(tuple(shape.values()))
-  return mesh_utils.create_device_mesh(tuple(shape.values()), devices)
+  return mesh_utils.create_device_mesh(
+    tuple(shape.values()), devices, allow_split_physical_axes=True
+  )
 
 
 def build(config: config_lib.TrainLMConfig, devices: Any = None) -> Mesh:
@@ -87,7 +94,7 @@ def build(config: config_lib.TrainLMConfig, devices: Any = None) -> Mesh:
       taken,
       len(devices),
     )
-  arranged = _arrange(shape, devices[:taken])
+  arranged = arrange(shape, devices[:taken])
   return Mesh(arranged, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 

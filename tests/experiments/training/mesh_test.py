@@ -1,7 +1,9 @@
 """The train step on eight devices against the one on a single device."""
 
 import functools
+import itertools
 import re
+import types
 
 import jax
 import numpy as np
@@ -106,6 +108,30 @@ def gathered_activations(text, params):
   )
   found = [tuple(map(int, shape.split(','))) for shape in shapes]
   return [x for x in found if len(x) > 2 and x not in known]
+
+
+class _Chip(types.SimpleNamespace):
+  """A TPU chip of a torus, by what JAX arranges devices by."""
+
+  platform, device_kind = 'tpu', 'TPU v5'
+  process_index, core_on_chip = 0, 0
+
+
+@pytest.mark.parametrize(
+  ('num_slices', 'sizes'),
+  [(1, {'fsdp': 32, 'sequence': 2}), (1, {'fsdp': 8, 'sequence': 8})]
+  + [(2, {'fsdp': 32, 'tensor': 2})],
+)
+def test_axes_need_not_be_whole_axes_of_a_torus(num_slices, sizes):
+  chips = [
+    _Chip(id=64 * n + i, coords=coords, slice_index=n)
+    for n in range(num_slices)
+    for i, coords in enumerate(itertools.product(range(4), repeat=3))
+  ]
+  shape = dict.fromkeys(mesh_lib.AXES, 1) | {'dcn_data': num_slices} | sizes
+  found = mesh_lib.arrange(shape, chips)
+  assert found.shape == tuple(shape.values())
+  assert {chip.id for chip in found.flat} == set(range(64 * num_slices))
 
 
 @pytest.mark.parametrize('mesh', MESHES, ids=str)
