@@ -253,8 +253,13 @@ def oracle(problem: Problem) -> dict[str, np.ndarray]:
 
 
 def error(actual, expected) -> float:
-  """Returns rms(actual - expected) / rms(expected); 0 where both are 0."""
+  """Returns rms(actual - expected) / rms(expected); 0 where both are 0.
+
+  It is infinite where that is no number: no limit may let it pass.
+  """
   difference = np.sqrt(np.mean((actual - expected) ** 2))
+  if np.isnan(difference):
+    return np.inf
   return float(difference and difference / np.sqrt(np.mean(expected**2)))
 
 

@@ -70,3 +70,8 @@ def test_the_limits_are_the_tighter_of_both_rules():
   assert 4e-7 < testing.limits(problem, expected, off)['o'] < 5e-7
   far = reference | {'o': expected['o'] * 2}
   assert testing.limits(problem, expected, far)['o'] == 1e-5
+
+
+def test_no_limit_lets_what_is_no_number_pass():
+  expected = np.ones(3)
+  assert testing.error(np.array([1.0, np.nan, 1.0]), expected) == np.inf

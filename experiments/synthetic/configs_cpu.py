@@ -201,7 +201,7 @@ def parity_cpu() -> list[config_lib.RunConfig]:
   python -m experiments.sweep --sweep=parity_cpu --together=3
 
   beta in (0, 2) and in (0, 1), three rates each, 1,600 steps of 64. Two CPU
-  cores, half a minute; expected: 100 % and chance.
+  cores, a minute; expected: 100 % and chance.
   """
   return [
     parity_run(allow_negative_eigenvalues=negative, learning_rate=rate)

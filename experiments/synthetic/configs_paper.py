@@ -106,9 +106,9 @@ def mqar_gpu() -> list[config_lib.RunConfig]:
 
   Width 128 at the rate 2.15e-3 alone and 20 epochs at most, width 64 as in
   `mqar_paper`, the highest rates first. One H100, 5 minutes for width 128,
-  which had 99.07 %, and 17 for each two rates of width 64, of which the higher
-  two had not begun to learn after 31 epochs. Published, of the best of four
-  rates: 100 % at both.
+  which had 99.07 %, and, by the pace of its first 31 epochs, 17 for two rates
+  of width 64; the higher two had not begun to learn by then. Published, of the
+  best of four rates: 100 % at both.
   """
   wide, narrow = (mqar_run('delta_net', width) for width in MQAR_WIDTHS[1::-1])
   training = dataclasses.replace(wide.training, num_epochs=20)
