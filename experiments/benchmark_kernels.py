@@ -22,7 +22,7 @@ def define_flags() -> None:
   """Defines the flags of this program."""
   flags.DEFINE_enum('suite', 'cpu', benchmark_cases.SUITES, 'Cases to time.')
   flags.DEFINE_bool('tune', False, 'Measure block sizes; write their table.')
-  flags.DEFINE_string('output', None, 'JSONL; replaced after every row.')
+  flags.DEFINE_string('output', None, 'JSONL; written after every row.')
   flags.DEFINE_integer('repeats', 15, 'Most timed calls of each.', 1)
   tokens, width = benchmark_cases.PAPER_TOKENS, benchmark_cases.PAPER_WIDTH
   flags.DEFINE_integer('tokens', tokens, 'B T of the suite `paper`.', 1)
@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> None:
   if output:
     output.parent.mkdir(parents=True, exist_ok=True)
   if args.tune:
-    for row in kernel_tuning.tune(repeats=args.repeats):
+    for row in kernel_tuning.tune(output, args.repeats):
       print(kernel_tuning.format_row(row), flush=True)
     return
   suite = benchmark_cases.suite(

@@ -7,6 +7,7 @@ import datetime
 import functools
 import json
 import math
+import pathlib
 import statistics
 import time
 from typing import Any
@@ -306,3 +307,10 @@ def rows(suite: benchmark_cases.Suite, *, repeats: int) -> Iterator[Row]:
 def to_lines(found: Iterable[Row]) -> str:
   """Returns rows as JSONL."""
   return ''.join(json.dumps(row) + '\n' for row in found)
+
+
+def read_rows(path: pathlib.Path) -> list[Row]:
+  """Returns the rows of a JSONL file, none if it is not there."""
+  if not path.exists():
+    return []
+  return [json.loads(line) for line in path.read_text().splitlines()]

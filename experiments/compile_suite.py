@@ -13,6 +13,7 @@ import pathlib
 from typing import NamedTuple
 
 import deltanet_jax
+from experiments import benchmarking
 from experiments import config as config_lib
 from experiments import pod_compilation
 
@@ -48,13 +49,6 @@ CASES = tuple(
 )
 
 
-def read_rows(path: pathlib.Path) -> list[pod_compilation.Row]:
-  """Returns the rows of a file, none if it is not there."""
-  if not path.exists():
-    return []
-  return [json.loads(line) for line in path.read_text().splitlines()]
-
-
 def case_of(row: pod_compilation.Row) -> Case:
   """Returns the case of a row."""
   return Case(row['model'], row['sequence_length'], row['target'])
@@ -64,7 +58,7 @@ def missing(
   path: pathlib.Path, machines: Sequence[str] = MACHINES
 ) -> list[Case]:
   """Returns the cases on some machines that the file has no row of."""
-  done = {case_of(row) for row in read_rows(path)}
+  done = {case_of(row) for row in benchmarking.read_rows(path)}
   return [c for c in CASES if c.machine in machines and c not in done]
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import os
 import pathlib
 
+from experiments import benchmarking
 from experiments import compile_suite
 from experiments import pod_compilation
 from experiments import scaling
@@ -184,6 +185,6 @@ SUITES = {'models': run, 'scaling': run_scaling}
 
 def write(path: pathlib.Path) -> None:
   """Writes the Markdown of the rows of a file beside it."""
-  rows, missing = compile_suite.read_rows(path), compile_suite.missing(path)
+  rows, missing = benchmarking.read_rows(path), compile_suite.missing(path)
   lines = markdown(rows, missing)
   path.with_suffix('.md').write_text('\n'.join(lines) + '\n')

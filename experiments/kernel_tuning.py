@@ -2,12 +2,14 @@
 
 A candidate's cost at K and V is the sum of its times, forward and backward, at
 `SIZES`, each over that of the fastest candidate: few rows count like many.
+Measuring takes minutes; what a file already has is not measured again.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 import functools
 import itertools
 import math
+import pathlib
 import statistics
 from typing import Any
 
@@ -18,10 +20,13 @@ from experiments import benchmark_cases
 from experiments import benchmark_programs
 from experiments import benchmark_timing
 from experiments import benchmarking
+from experiments import environment
 from pallas_kernels.delta_rule import mosaic_gpu
 from pallas_kernels.delta_rule import mosaic_gpu_config
 
 Row = dict[str, Any]
+
+MEASURED = pathlib.Path('results/tuning.jsonl')
 
 # B, T, H: rows for less than half of the processors, and for more than all.
 SIZES = ((2, 8192, 16), (4, 4096, 64))
@@ -50,13 +55,23 @@ def _arguments(case: benchmark_cases.Case) -> Mapping[str, jax.Array]:
   return dict(case.arguments()) | {'initial_state': state}
 
 
+def _key(row: Row) -> tuple[Any, ...]:
+  """Returns what distinguishes a row from others of a device."""
+  return row['shape']['name'], *(row[name] for name in mosaic_gpu_config.TUNED)
+
+
 def rows(
   *,
   head_dims: Sequence[int] = mosaic_gpu_config.HEAD_DIMS,
   sizes: Sequence[tuple[int, int, int]] = SIZES,
+  known: Sequence[Row] = (),
   repeats: int,
 ) -> Iterator[Row]:
-  """Yields the times of every candidate: `config`, `sizes`, `seconds`."""
+  """Yields the times of every candidate: `config`, `sizes`, `seconds`.
+
+  Rows that are `known` are yielded as they are.
+  """
+  measured = {_key(row): row for row in known}
   for dims in itertools.product(head_dims, repeat=2):
     for batch, length, heads in sizes:
       case = benchmark_cases.Case(
@@ -67,14 +82,13 @@ def rows(
       )
       arguments = _arguments(case)
       for config in mosaic_gpu_config.candidates():
-        yield {
-          'kind': 'tuning',
-          'shape': case.shape,
-          'stages': config.stages,
-          'inverse_groups': config.inverse_groups,
-          'seconds': _seconds(case, config, arguments, repeats),
-          **benchmarking.origin(),
-        }
+        tuned = {n: getattr(config, n) for n in mosaic_gpu_config.TUNED}
+        row = {'kind': 'tuning', 'shape': case.shape, **tuned}
+        if _key(row) in measured:
+          yield measured[_key(row)]
+          continue
+        seconds = _seconds(case, config, arguments, repeats)
+        yield row | {'seconds': seconds, **benchmarking.origin()}
 
 
 def _fastest(found: Sequence[Row]) -> dict[str, float]:
@@ -123,8 +137,13 @@ def best(found: Sequence[Row], device: str) -> list[Row]:
   return table
 
 
-def tune(*, repeats: int) -> Iterator[Row]:
+def tune(path: pathlib.Path | None, repeats: int) -> Iterator[Row]:
   """Yields the rows of all candidates, then writes the table.
+
+  Args:
+    path: JSONL, which gets every row once it is measured; rows of this kind of
+      device that it has are taken from it. None means `MEASURED`.
+    repeats: most timed calls of each.
 
   Raises:
     NotImplementedError: this machine cannot run the kernels.
@@ -132,10 +151,18 @@ def tune(*, repeats: int) -> Iterator[Row]:
   reason = mosaic_gpu.unavailable()
   if reason:
     raise NotImplementedError(f'the kernels cannot be measured: {reason}')
+  path = path or MEASURED
+  stored = benchmarking.read_rows(path)
+  here = environment.devices()
+  known = [row for row in stored if row['device'] == here]
   found = []
-  for row in rows(repeats=repeats):
-    yield row
+  path.parent.mkdir(parents=True, exist_ok=True)
+  for row in rows(known=known, repeats=repeats):
+    if row not in known:
+      stored.append(row)
+      atomic_file.replace(path, benchmarking.to_lines(stored))
     found.append(row)
+    yield row
   table = best(found, jax.devices()[0].device_kind)
   atomic_file.replace(mosaic_gpu_config.TABLE, mosaic_gpu_config.merged(table))
 

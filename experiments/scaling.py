@@ -16,7 +16,7 @@ import json
 import pathlib
 
 import deltanet_jax
-from experiments import compile_suite
+from experiments import benchmarking
 from experiments import config as config_lib
 from experiments import mesh_traffic
 from experiments import pod_compilation
@@ -69,7 +69,7 @@ def run(path: pathlib.Path) -> Iterator[pod_compilation.Row]:
     ahead_of_time.CompilationError: a step does not compile.
   """
   path.parent.mkdir(parents=True, exist_ok=True)
-  rows = compile_suite.read_rows(path)
+  rows = benchmarking.read_rows(path)
   done = {(row['axis'], row['num_devices']) for row in rows}
   for case in CASES:
     if case not in done:

@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from experiments import benchmarking
 from experiments import kernel_tuning
 from pallas_kernels.delta_rule import mosaic_gpu
 from pallas_kernels.delta_rule import mosaic_gpu_config
@@ -57,23 +58,37 @@ def test_no_candidate_that_fits_is_an_error():
     kernel_tuning.best(_rows(times), 'x')
 
 
-def test_there_is_nothing_to_tune_without_a_hopper_gpu():
+def test_there_is_nothing_to_tune_without_a_hopper_gpu(tmp_path):
   with pytest.raises(NotImplementedError, match='needs a Hopper GPU'):
-    list(kernel_tuning.tune(repeats=1))
+    list(kernel_tuning.tune(tmp_path / 'rows.jsonl', repeats=1))
 
 
-def test_the_table_is_written_when_all_is_measured(tmp_path, monkeypatch):
+@pytest.fixture
+def measured(tmp_path, monkeypatch):
+  """What was measured, on a device that takes a second per stage."""
   table = tmp_path / 'table.json'
   table.write_text(mosaic_gpu_config.TABLE.read_text())
   monkeypatch.setattr(mosaic_gpu_config, 'TABLE', table)
   monkeypatch.setattr(mosaic_gpu, 'unavailable', lambda: None)
-  monkeypatch.setattr(
-    kernel_tuning, '_seconds', lambda case, config, *_: config.stages
-  )
+  calls = []
+
+  def seconds(case, config, *_):
+    calls.append((case.name, config))
+    return config.stages
+
+  monkeypatch.setattr(kernel_tuning, '_seconds', seconds)
   monkeypatch.setattr(kernel_tuning, '_arguments', lambda case: {})
-  found = list(kernel_tuning.tune(repeats=1))
+  return calls
+
+
+def test_the_table_is_written_when_all_is_measured(tmp_path, measured):
+  path = tmp_path / 'new' / 'rows.jsonl'
+  found = list(kernel_tuning.tune(path, repeats=1))
   assert len(found) == 4 * len(kernel_tuning.SIZES) * len(CANDIDATES)
-  new = [r for r in json.loads(table.read_text()) if r['device'] == 'cpu']
+  assert len(measured) == len(found)
+  assert benchmarking.read_rows(path) == found
+  table = json.loads(mosaic_gpu_config.TABLE.read_text())
+  new = [r for r in table if r['device'] == 'cpu']
   assert [(r['K'], r['V']) for r in new] == [
     (64, 64),
     (64, 128),
@@ -84,3 +99,18 @@ def test_the_table_is_written_when_all_is_measured(tmp_path, monkeypatch):
   assert kernel_tuning.format_row(found[0]) == (
     'b2_t8192_h16_d64_64: stages 2, inverse_groups 1: 2000.000 ms'
   )
+
+
+def test_what_was_measured_on_this_kind_of_device_is_not_again(
+  tmp_path, measured
+):
+  path = tmp_path / 'rows.jsonl'
+  whole = list(kernel_tuning.tune(path, repeats=1))
+  elsewhere = whole[3] | {'device': '1 x other', 'seconds': 0.5}
+  rows = [elsewhere, *whole[:3], *whole[4:]]
+  path.write_text(benchmarking.to_lines(rows))
+  measured.clear()
+  again = list(kernel_tuning.tune(path, repeats=1))
+  assert len(measured) == 1
+  assert [r['seconds'] for r in again] == [r['seconds'] for r in whole]
+  assert benchmarking.read_rows(path)[:-1] == rows
