@@ -66,10 +66,15 @@ class Effort:
   slow_seconds: float = math.inf
 
 
-def _times(
+def times(
   runs: Mapping[str, Callable[[int], Any]], effort: Effort
 ) -> dict[str, tuple[list[float], int]]:
-  """Returns seconds of a call and the calls that were queued, by name."""
+  """Returns seconds of a call and the calls that were queued, by name.
+
+  Args:
+    runs: by name, what makes a number of calls and returns the last result.
+    effort: how long is measured.
+  """
   calls = {
     name: benchmark_timing.calls_within(
       functools.partial(run, 1), effort.queue_seconds
@@ -96,7 +101,7 @@ def measure_fla(
   run, reason = fla_peer.prepare(case, pass_name, arguments)
   if run is None:
     return {'reason': reason}
-  ((seconds, calls),) = _times({fla_peer.NAME: run}, effort).values()
+  ((seconds, calls),) = times({fla_peer.NAME: run}, effort).values()
   return _result(case, pass_name, arguments, seconds) | {'queued': calls}
 
 
@@ -147,7 +152,7 @@ def measure(
       results[name] = {'reason': call}
     else:
       runs[name] = functools.partial(benchmark_timing.call_often, call)
-  for name, (seconds, count) in _times(runs, effort).items():
+  for name, (seconds, count) in times(runs, effort).items():
     results[name] = _result(case, pass_name, arguments, seconds) | {
       'queued': count,
       'temp_bytes': programs[pass_name, name].temp_bytes,

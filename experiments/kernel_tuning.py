@@ -1,11 +1,13 @@
 """Measures candidates for the block sizes of the delta rule's Hopper kernels.
 
 A candidate's cost at K and V is the sum of its times, forward and backward, at
-`SIZES`, each over that of the fastest candidate: few rows count like many.
-Measuring takes minutes; what a file already has is not measured again.
+`SIZES`, each over that of the fastest candidate: few rows count like many. The
+candidates of a size are compiled side by side and timed taking turns; what a
+file already has is not measured again.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent import futures
 import functools
 import itertools
 import math
@@ -30,10 +32,13 @@ MEASURED = pathlib.Path('results/tuning.jsonl')
 
 # B, T, H: rows for less than half of the processors, and for more than all.
 SIZES = ((2, 8192, 16), (4, 4096, 64))
+# Calls are queued for about that long, and candidates take turns for so long.
+_QUEUE_SECONDS = 0.03
+_ROW_SECONDS = 3.0
 
 
-def _seconds(case, config, arguments, repeats: int) -> float | None:
-  """Returns the median time of both passes, None if it does not compile."""
+def _program(case, config, arguments) -> Callable[[], Any] | None:
+  """Returns a call of the compiled candidate, None if it does not fit."""
   run = functools.partial(
     mosaic_gpu.delta_rule, scale=case.K**-0.5, config=config
   )
@@ -44,10 +49,27 @@ def _seconds(case, config, arguments, repeats: int) -> float | None:
     if 'shared memory' not in str(error):
       raise
     return None
-  times = benchmark_timing.time_alternately(
-    {'candidate': functools.partial(program, arguments)}, repeats=repeats
+  return functools.partial(program, arguments)
+
+
+def _seconds(case, configs, arguments, repeats: int) -> list[float | None]:
+  """Returns median times of both passes, None for what does not fit."""
+  compiled = functools.partial(_program, case, arguments=arguments)
+  with futures.ThreadPoolExecutor() as pool:
+    programs = list(pool.map(compiled, configs))
+  runs = {
+    str(i): functools.partial(benchmark_timing.call_often, program)
+    for i, program in enumerate(programs)
+    if program
+  }
+  effort = benchmarking.Effort(
+    repeats=repeats, queue_seconds=_QUEUE_SECONDS, row_seconds=_ROW_SECONDS
   )
-  return statistics.median(times['candidate'])
+  medians = {
+    name: statistics.median(seconds)
+    for name, (seconds, _) in benchmarking.times(runs, effort).items()
+  }
+  return [medians.get(str(i)) for i in range(len(programs))]
 
 
 def _arguments(case: benchmark_cases.Case) -> Mapping[str, jax.Array]:
@@ -55,9 +77,20 @@ def _arguments(case: benchmark_cases.Case) -> Mapping[str, jax.Array]:
   return dict(case.arguments()) | {'initial_state': state}
 
 
-def _key(row: Row) -> tuple[Any, ...]:
-  """Returns what distinguishes a row from others of a device."""
-  return row['shape']['name'], *(row[name] for name in mosaic_gpu_config.TUNED)
+def _rows_of(case, known: Sequence[Row], repeats: int) -> Iterator[Row]:
+  """Yields a row per candidate, the known ones as they are."""
+  rows = []
+  for config in mosaic_gpu_config.candidates():
+    tuned = {n: getattr(config, n) for n in mosaic_gpu_config.TUNED}
+    key = {'kind': 'tuning', 'shape': case.shape, **tuned}
+    row = next((r for r in known if key.items() <= r.items()), key)
+    rows.append((config, row))
+  new = [config for config, row in rows if 'seconds' not in row]
+  seconds = iter(_seconds(case, new, _arguments(case), repeats) if new else ())
+  for _, row in rows:
+    if 'seconds' not in row:
+      row = row | {'seconds': next(seconds), **benchmarking.origin()}
+    yield row
 
 
 def rows(
@@ -71,7 +104,6 @@ def rows(
 
   Rows that are `known` are yielded as they are.
   """
-  measured = {_key(row): row for row in known}
   for dims in itertools.product(head_dims, repeat=2):
     for batch, length, heads in sizes:
       case = benchmark_cases.Case(
@@ -80,15 +112,7 @@ def rows(
         **{'B': batch, 'T': length, 'H': heads, 'K': dims[0], 'V': dims[1]},
         dtype=mosaic_gpu_config.DTYPE,
       )
-      arguments = _arguments(case)
-      for config in mosaic_gpu_config.candidates():
-        tuned = {n: getattr(config, n) for n in mosaic_gpu_config.TUNED}
-        row = {'kind': 'tuning', 'shape': case.shape, **tuned}
-        if _key(row) in measured:
-          yield measured[_key(row)]
-          continue
-        seconds = _seconds(case, config, arguments, repeats)
-        yield row | {'seconds': seconds, **benchmarking.origin()}
+      yield from _rows_of(case, known, repeats)
 
 
 def _fastest(found: Sequence[Row]) -> dict[str, float]:

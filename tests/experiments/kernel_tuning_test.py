@@ -1,5 +1,7 @@
+import functools
 import json
 
+import jax.numpy as jnp
 import pytest
 
 from experiments import benchmarking
@@ -72,13 +74,24 @@ def measured(tmp_path, monkeypatch):
   monkeypatch.setattr(mosaic_gpu, 'unavailable', lambda: None)
   calls = []
 
-  def seconds(case, config, *_):
-    calls.append((case.name, config))
-    return config.stages
+  def seconds(case, configs, *_):
+    calls.extend((case.name, config) for config in configs)
+    return [config.stages for config in configs]
 
   monkeypatch.setattr(kernel_tuning, '_seconds', seconds)
   monkeypatch.setattr(kernel_tuning, '_arguments', lambda case: {})
   return calls
+
+
+def test_candidates_that_do_not_fit_have_no_time(monkeypatch):
+  def program(case, config, arguments):
+    assert (case, arguments) == ('case', 'arguments')
+    return None if config.stages == 3 else functools.partial(jnp.ones, 8)
+
+  monkeypatch.setattr(kernel_tuning, '_program', program)
+  seconds = kernel_tuning._seconds('case', CANDIDATES, 'arguments', 2)
+  assert [s is None for s in seconds] == [c.stages == 3 for c in CANDIDATES]
+  assert all(s > 0 for s in seconds if s is not None)
 
 
 def test_the_table_is_written_when_all_is_measured(tmp_path, measured):
