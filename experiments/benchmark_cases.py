@@ -7,7 +7,7 @@ Sequence Length", 2024: tokens per batch and model width stay the same while
 length and head dimension vary, `gpu` the Hopper kernels beside plain XLA.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import math
 from typing import Any
@@ -39,7 +39,7 @@ SUITES = ('cpu', 'length', 'paper', 'gpu')
 PAPER_LENGTHS = (512, 1024, 2048, 4096, 8192, 16384)
 PAPER_HEAD_DIMS = (64, 128, 256)
 PAPER_TOKENS = 16384
-PAPER_WIDTH = 2048
+PAPER_MODEL_WIDTH = 2048
 # B, T, H, HV and K = V.
 GPU_SIZES = (
   (4, 2048, 16, 16, 128),
@@ -314,8 +314,26 @@ def _gpu() -> Suite:
   )
 
 
+def _narrow(suite: Suite, only: Sequence[str]) -> Suite:
+  names = tuple(dict.fromkeys(case.name for case in suite.cases))
+  unknown = [name for name in only if name not in names]
+  if unknown:
+    raise ValueError(
+      f'the suite {suite.name} has the sizes {", ".join(names)}, got '
+      f'{", ".join(unknown)}'
+    )
+  cases = tuple(case for case in suite.cases if case.name in only)
+  dims = {case.K for case in cases}
+  checked = tuple(case for case in suite.checked if case.K in dims)
+  return dataclasses.replace(suite, cases=cases, checked=checked)
+
+
 def suite(
-  name: str, *, tokens: int = PAPER_TOKENS, model_width: int = PAPER_WIDTH
+  name: str,
+  *,
+  tokens: int = PAPER_TOKENS,
+  model_width: int = PAPER_MODEL_WIDTH,
+  only: Sequence[str] = (),
 ) -> Suite:
   """Returns a suite.
 
@@ -323,12 +341,16 @@ def suite(
     name: one of `SUITES`.
     tokens: B T of the paper's suite.
     model_width: H K of the paper's suite.
+    only: names of sizes to leave the others out, and checks of other head
+      dimensions with them; empty: all.
 
   Raises:
-    ValueError: there is no such suite.
+    ValueError: there is no such suite, or it has no such sizes.
   """
   if name not in SUITES:
     raise ValueError(f'the suite must be one of {SUITES}, got {name!r}')
   if name == 'paper':
-    return _paper(tokens, model_width)
-  return {'cpu': _cpu, 'length': _length, 'gpu': _gpu}[name]()
+    found = _paper(tokens, model_width)
+  else:
+    found = {'cpu': _cpu, 'length': _length, 'gpu': _gpu}[name]()
+  return _narrow(found, only) if only else found

@@ -1,8 +1,7 @@
 """Times the implementations of every op against one another, in one run.
 
 Example:
-    python -m experiments.benchmark_kernels --suite=paper --tokens=4096 \
-        --model_width=256 --output=results/kernels_paper.jsonl
+    python -m experiments.benchmark_kernels --suite=paper --tokens=4096
 """
 
 from collections.abc import Sequence
@@ -21,12 +20,13 @@ from experiments import kernel_tuning
 def define_flags() -> None:
   """Defines the flags of this program."""
   flags.DEFINE_enum('suite', 'cpu', benchmark_cases.SUITES, 'Cases to time.')
+  flags.DEFINE_list('only', [], 'Names of its sizes; empty: all.')
   flags.DEFINE_bool('tune', False, 'Measure block sizes; write their table.')
   flags.DEFINE_string('output', None, 'JSONL; written after every row.')
   flags.DEFINE_integer('repeats', 15, 'Most timed calls of each.', 1)
-  tokens, width = benchmark_cases.PAPER_TOKENS, benchmark_cases.PAPER_WIDTH
-  flags.DEFINE_integer('tokens', tokens, 'B T of the suite `paper`.', 1)
-  flags.DEFINE_integer('model_width', width, 'H K of the suite `paper`.', 1)
+  for name in ('tokens', 'model_width'):
+    default = getattr(benchmark_cases, f'PAPER_{name.upper()}')
+    flags.DEFINE_integer(name, default, 'Of the suite `paper`.', 1)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -41,9 +41,8 @@ def main(argv: Sequence[str]) -> None:
     for row in kernel_tuning.tune(output, args.repeats):
       print(kernel_tuning.format_row(row), flush=True)
     return
-  suite = benchmark_cases.suite(
-    args.suite, tokens=args.tokens, model_width=args.model_width
-  )
+  settings = {n: getattr(args, n) for n in ('tokens', 'model_width', 'only')}
+  suite = benchmark_cases.suite(args.suite, **settings)
   print(benchmark_tables.header())
   rows = []
   for row in benchmarking.rows(suite, repeats=args.repeats):

@@ -98,6 +98,21 @@ def test_the_gpu_suite_checks_before_it_times():
   assert {c.dtype for c in suite.cases + suite.checked} == {'bfloat16'}
 
 
+def test_only_some_sizes_and_their_checks():
+  only = ['b8_t1024_h8_d64', 'b4_t2048_h16_d128']
+  suite = benchmark_cases.suite('gpu', only=only)
+  assert [c.name for c in suite.cases] == only[::-1]
+  assert {c.K for c in suite.checked} == {64, 128}
+  suite = benchmark_cases.suite('gpu', only=only[:1])
+  assert {c.K for c in suite.checked} == {64}
+  assert len(suite.checked) == 3
+
+
+def test_unknown_sizes_are_refused():
+  with pytest.raises(ValueError, match='has the sizes length_1k, .* got x, y$'):
+    benchmark_cases.suite('length', only=['x', 'length_2k', 'y'])
+
+
 def test_sizes_that_leave_no_row_or_head_are_named():
   cases = benchmark_cases.suite('paper', tokens=1024, model_width=128).cases
   problems = {(c.K, c.T): c.problem for c in cases}

@@ -11,8 +11,8 @@ from experiments import benchmark_timing
 from experiments import kernel_figures
 
 
-def _tiny_suite(name, *, tokens, model_width):
-  assert (tokens, model_width) == (128, 16)
+def _tiny_suite(name, *, tokens, model_width, only):
+  assert (tokens, model_width, only) == (128, 16, [])
   cases = tuple(
     benchmark_cases.Case(op='delta_rule', name='x', B=1, T=T, H=1, K=8, V=8)
     for T in (16, 128)
@@ -30,6 +30,7 @@ def test_rows_are_printed_and_written(tmp_path, monkeypatch, capsys, suite):
     tokens=128,
     model_width=16,
     tune=False,
+    only=[],
   )
   monkeypatch.setattr(flags, 'FLAGS', values)
   monkeypatch.setattr(benchmark_cases, 'suite', _tiny_suite)
