@@ -87,14 +87,15 @@ _REMAT_POLICIES = {
 
 
 def _rematerialize(
-  function: Callable, config: config_lib.ModelConfig, length: int
+  function: Callable, config: config_lib.ModelConfig, length: int, params: Any
 ) -> Callable:
   """Wraps the pure function of a run's blocks with `config.remat`."""
   # A scan of several layers keeps the forward and the recomputation in two
   # loops, which XLA cannot merge; a single one is unrolled and could be merged.
   prevent_cse = config.num_repeats * length == 1
   if config.remat == 'none':
-    return sharding.except_gathered(function, prevent_cse=prevent_cse)
+    layer = jax.tree.map(lambda x: x[0], params) if length > 1 else params
+    return sharding.except_gathered(function, layer, prevent_cse=prevent_cse)
   policy = _REMAT_POLICIES[config.remat]
   return jax.checkpoint(function, policy=policy, prevent_cse=prevent_cse)
 
@@ -203,7 +204,7 @@ class LanguageModel(nnx.Module):
         self.config.runs, graphs.items(), strict=True
       ):
         run = functools.partial(run_block, graph)
-        run = _rematerialize(run, self.config, length)
+        run = _rematerialize(run, self.config, length, params[name])
         if length > 1:
           run = functools.partial(jax.lax.scan, run)
         past = None if cache is None else cache[name]

@@ -172,28 +172,33 @@ def _is_complex(primitive, operands, params) -> bool:
   )
 
 
-def _is_kept(primitive, *operands, **params) -> bool:
-  """A policy: all is kept but gathered parameters and complex numbers.
-
-  `jax.checkpoint` cannot keep complex numbers: its reduce_precision has none.
-  """
-  return not _is_complex(primitive, operands, params) and _IS_NOT_GATHERED(
-    primitive, *operands, **params
-  )
-
-
-def except_gathered(function: Callable, *, prevent_cse: bool) -> Callable:
+def except_gathered(
+  function: Callable, params: Any, *, prevent_cse: bool
+) -> Callable:
   """Lets the backward pass of a block gather its parameters once more.
 
-  Otherwise what was gathered would be kept for it, all layers' at once.
+  Otherwise what was gathered, or its copy in the dtype of the activations,
+  would be kept for it, all layers' at once.
 
   Args:
     function: of a block, whose parameters `gather` gathers.
+    params: tree of arrays with the shapes that `function` sees.
     prevent_cse: see `jax.checkpoint`.
   """
   if ambient_size('fsdp') == 1:
     return function
-  return jax.checkpoint(function, policy=_is_kept, prevent_cse=prevent_cse)
+  shapes = {x.shape for x in jax.tree.leaves(params)}
+
+  def is_kept(primitive, *operands, **settings) -> bool:
+    # `jax.checkpoint` cannot keep complex numbers: its reduce_precision has
+    # none.
+    if _is_complex(primitive, operands, settings):
+      return False
+    if primitive is lax.convert_element_type_p and operands[0].shape in shapes:
+      return False
+    return _IS_NOT_GATHERED(primitive, *operands, **settings)
+
+  return jax.checkpoint(function, policy=is_kept, prevent_cse=prevent_cse)
 
 
 def shard_map(body: Callable, specs: Any, results: Any) -> Callable:

@@ -69,13 +69,18 @@ def to_chunks(x: jax.Array, chunks: int, heads: int) -> jax.Array:
   return x.astype(jnp.float32)
 
 
-def from_chunks(x: jax.Array, heads: int) -> jax.Array:
-  """Returns [M, B, HV, C, ...] as [B, M C, heads, ...], groups summed."""
+def from_chunks(x: jax.Array, like: jax.Array) -> jax.Array:
+  """Returns [M, B, HV, C, ...] as [B, M C, H, ...].
+
+  The H heads and the dtype are those of `like` [B, M C, H, ...]; groups of
+  heads are summed.
+  """
   chunks, batch, repeated, chunk, *rest = x.shape
+  heads = like.shape[2]
   if repeated != heads:
     x = x.reshape(chunks, batch, heads, repeated // heads, chunk, *rest).sum(3)
   x = jnp.moveaxis(jnp.moveaxis(x, 0, 2), 1, 3)
-  return x.reshape(batch, chunks * chunk, heads, *rest)
+  return x.reshape(batch, chunks * chunk, heads, *rest).astype(like.dtype)
 
 
 def _part(x, n, groups):
@@ -83,10 +88,10 @@ def _part(x, n, groups):
   return jax.lax.dynamic_slice_in_dim(x, n * size, size, axis=1)
 
 
-def _write(whole, x, n):
-  return jax.lax.dynamic_update_slice_in_dim(
-    whole, x.astype(whole.dtype), n * x.shape[1], axis=1
-  )
+def _join(x):
+  """Returns groups [N, B, L, ...] as one time axis [B, N L, ...]."""
+  groups, batch, length, *rest = x.shape
+  return jnp.moveaxis(x, 0, 1).reshape(batch, groups * length, *rest)
 
 
 def scan_groups(
@@ -95,11 +100,14 @@ def scan_groups(
   inputs: Any,
   saved: Any = None,
   *,
-  outputs: Any,
   groups: int,
   reverse: bool = False,
 ) -> tuple[Any, Any, Any]:
   """Scans over the groups of a time axis.
+
+  The outputs are stacked, not carried from group to group: under
+  `jax.checkpoint` with a policy that saves what is not recomputed, JAX would
+  save what is carried after every group, the whole array each time.
 
   Args:
     step: (state, part of inputs, part of saved) -> (state, part of outputs,
@@ -107,8 +115,6 @@ def scan_groups(
     state: carried from group to group.
     inputs: tree of [B, T, ...]; `step` gets [B, T / groups, ...] of each.
     saved: tree of [groups, ...], what an earlier scan saved.
-    outputs: tree of arrays or ShapeDtypeStructs [B, T, ...]: shapes and dtypes
-      of the outputs.
     groups: number of groups.
     reverse: take the groups from the last to the first.
 
@@ -116,19 +122,16 @@ def scan_groups(
     (state after all groups, outputs, saved with a leading axis of groups).
   """
 
-  def body(carry, xs):
-    state, written = carry
+  def body(state, xs):
     n, saved_n = xs
     parts = jax.tree.map(lambda x: _part(x, n, groups), inputs)
     state, made, keep = step(state, parts, saved_n)
-    written = jax.tree.map(lambda w, x: _write(w, x, n), written, made)
-    return (state, written), keep
+    return state, (made, keep)
 
-  empty = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), outputs)
-  (state, written), kept = jax.lax.scan(
-    body, (state, empty), (jnp.arange(groups), saved), reverse=reverse
+  state, (made, kept) = jax.lax.scan(
+    body, state, (jnp.arange(groups), saved), reverse=reverse
   )
-  return state, written, kept
+  return state, jax.tree.map(_join, made), kept
 
 
 def scan_chunks(step, state, xs, *, reverse: bool = False):

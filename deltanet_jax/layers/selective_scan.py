@@ -40,6 +40,32 @@ def advance(
   return decays * state[None] + writes
 
 
+def _remembering_arguments(function, *arguments):
+  """Returns `function`, whose backward pass starts from its arguments.
+
+  A nested `jax.checkpoint` would not do: where one around it has a policy that
+  saves what is not named, that policy decides inside too.
+
+  Args:
+    function: may close over arrays.
+    *arguments: like those it will be called with.
+  """
+  function, closed_over = jax.closure_convert(function, *arguments)
+
+  @jax.custom_vjp
+  def run(*arguments):
+    return function(*arguments)
+
+  def forward(*arguments):
+    return function(*arguments), arguments
+
+  def backward(arguments, cotangents):
+    return jax.vjp(function, *arguments)[1](cotangents)
+
+  run.defvjp(forward, backward)
+  return lambda *arguments: run(*arguments, *closed_over)
+
+
 def scan_in_chunks(
   chunk: Callable[[jax.Array, Any], tuple[jax.Array, jax.Array]],
   state: jax.Array,
@@ -71,7 +97,8 @@ def scan_in_chunks(
     return x.reshape(-1, size, *x.shape[1:])  # [T / C, C, B, ...]
 
   chunks = (jax.tree.map(in_chunks, tokens), ~in_chunks(resets))
-  body = jax.checkpoint(chunk, prevent_cse=False)
+  first = jax.tree.map(lambda x: x[0], chunks)
+  body = _remembering_arguments(chunk, state, first)
   state, y = jax.lax.scan(body, state, chunks)
   y = y.reshape(-1, *y.shape[2:])[:length]
   return jnp.moveaxis(y, 0, 1), state

@@ -27,10 +27,10 @@ def _chunked_inputs(inputs: group.Inputs, static: group.Static) -> group.Inputs:
   return jax.tree.map(lambda x: _chunks(x, static, heads), inputs)
 
 
-def _from_chunks(x, own: int, heads: int):
-  """Returns [M, B HV, C, ...] as [B, L, own, ...], groups of heads summed."""
+def _from_chunks(x, like, heads: int):
+  """Returns [M, B HV, C, ...] as [B, L, H, ...], of the heads of `like`."""
   x = x.reshape(x.shape[0], -1, heads, *x.shape[2:])
-  return chunking.from_chunks(x, own)
+  return chunking.from_chunks(x, like)
 
 
 def _segments(counts, static: group.Static, heads: int):
@@ -48,7 +48,7 @@ def _forward_group(state, parts, saved, *, static: group.Static):
     _chunked_inputs(inputs, static),
     _segments(counts, static, heads),
   )
-  return state[0], _from_chunks(o, heads, heads), solved
+  return state[0], _from_chunks(o, inputs.v, heads), solved
 
 
 def _backward_group(
@@ -65,7 +65,7 @@ def _backward_group(
   )
   gradients = gradients._replace(beta=gradients.beta[..., 0])
   gradients = jax.tree.map(
-    lambda d, x: _from_chunks(d, x.shape[2], heads), gradients, inputs
+    lambda d, x: _from_chunks(d, x, heads), gradients, inputs
   )
   return dstate[0], gradients, None
 
@@ -79,14 +79,10 @@ def _forward(static, inputs, initial_state, counts):
   """Returns ((o, final_state), residuals)."""
   inputs, initial_state = chunking.first_order_only((inputs, initial_state))
   with jax.default_matmul_precision(chunking.precision_for(inputs.q.dtype)):
-    b, length, _, _ = inputs.q.shape
     state, o, solved = chunking.scan_groups(
       functools.partial(_forward_group, static=static),
       initial_state.reshape(-1, *initial_state.shape[2:]),
       (inputs, counts),
-      outputs=jax.ShapeDtypeStruct(
-        (b, length, *inputs.v.shape[2:]), inputs.v.dtype
-      ),
       groups=static.layout.groups,
     )
   state = state.reshape(initial_state.shape)
@@ -103,7 +99,6 @@ def _backward(static, residuals, cotangents):
       dfinal.reshape(-1, *dfinal.shape[2:]),
       (inputs, counts, do),
       solved,
-      outputs=inputs,
       groups=static.layout.groups,
       reverse=True,
     )

@@ -170,7 +170,7 @@ def _forward_group(state, parts, saved, *, static: _Static):
   xs = (made.b_in, a_out_t, inverse, made.l_k @ v, k_out_t @ v, made.keep)
   state, (states, u) = chunking.scan_chunks(step, state, xs)
   o = made.q_in @ states + (made.p_a @ u + made.p_k @ v)
-  o = chunking.from_chunks(o, inputs.v.shape[2])
+  o = chunking.from_chunks(o, inputs.v)
   return state, o, _Solved(states, u, inverse)
 
 
@@ -251,7 +251,7 @@ def _backward_group(dstate, parts, solved: _Solved, *, static: _Static):
     gradients = pullback(_prepared_gradients(made.keep, *found))
   dq, dk, da, db, dg = gradients
   gradients = jax.tree.map(
-    lambda d, x: chunking.from_chunks(d, x.shape[2]),
+    chunking.from_chunks,
     _Inputs(dq, dk, dv, da, db, dg),
     inputs,
   )
@@ -271,7 +271,6 @@ def _forward(static, inputs, initial_state, counts):
       functools.partial(_forward_group, static=static),
       initial_state,
       (inputs, counts),
-      outputs=inputs.v,
       groups=static.layout.groups,
     )
   return (o, state), (inputs, counts, solved)
@@ -287,7 +286,6 @@ def _backward(static, residuals, cotangents):
       dfinal,
       (inputs, counts, do),
       solved,
-      outputs=inputs,
       groups=static.layout.groups,
       reverse=True,
     )

@@ -127,7 +127,7 @@ def _forward_group(state, parts, saved, *, bonus, static: _Static):
   writes = chunking.transpose(made.k_out) @ v  # [M, B, HV, K, V]
   state, states = _pass_on(state, made.keep, writes)
   o = made.q_in @ states + made.p @ v
-  return state, chunking.from_chunks(o, inputs.v.shape[2]), states
+  return state, chunking.from_chunks(o, inputs.v), states
 
 
 def _backward_group(carry, parts, states, *, bonus, static: _Static):
@@ -155,7 +155,7 @@ def _backward_group(carry, parts, states, *, bonus, static: _Static):
     )
   )
   gradients = jax.tree.map(
-    lambda d, x: chunking.from_chunks(d, x.shape[2]),
+    chunking.from_chunks,
     _Inputs(dq, dk, dv, dg),
     inputs,
   )
@@ -178,7 +178,6 @@ def _forward(static, inputs, bonus, initial_state, counts):
       functools.partial(_forward_group, bonus=bonus, static=static),
       initial_state,
       (inputs, counts),
-      outputs=inputs.v,
       groups=static.layout.groups,
     )
   return (o, state), (inputs, bonus, counts, states)
@@ -194,7 +193,6 @@ def _backward(static, residuals, cotangents):
       (dfinal, jax.tree.map(jnp.zeros_like, bonus)),
       (inputs, counts, do),
       states,
-      outputs=inputs,
       groups=static.layout.groups,
       reverse=True,
     )

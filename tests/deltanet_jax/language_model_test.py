@@ -219,6 +219,64 @@ def test_remat_changes_no_gradient(repeats):
     jax.tree.map(_assert_close, gradients[remat], gradients['none'])
 
 
+def _kept(config, fsdp):
+  """Returns what a model leaves for its backward pass."""
+  params = jax.eval_shape(
+    lambda: language_model.init(config, jax.random.key(0))
+  )
+  tokens = jax.ShapeDtypeStruct((2, 512), jnp.int32)
+  kinds = (jax.sharding.AxisType.Auto,)
+  devices = jax.devices()[:fsdp]
+
+  def pullback(params, tokens):
+    run = functools.partial(language_model.hidden_states, config)
+    return jax.vjp(lambda params: run(params, tokens)[0], params)[1]
+
+  with jax.set_mesh(jax.make_mesh((fsdp,), ('fsdp',), kinds, devices=devices)):
+    return jax.tree.leaves(jax.eval_shape(pullback, params, tokens))
+
+
+def _num_bytes(arrays):
+  return sum(x.size * x.dtype.itemsize for x in arrays)
+
+
+@pytest.mark.parametrize(
+  'mixer', ['delta_net', 'gated_delta_net', 'gla', 'hyena', 'mamba', 'h3']
+)
+def test_sharded_parameters_cost_no_activations(mixer):
+  # What recomputes less than it should, or saves twice, would show here.
+  config = config_lib.ModelConfig(
+    vocab_size=64,
+    model_width=64,
+    num_layers=2,
+    mixers=(mixer,),
+    dtype='float32',
+  )
+  one, two = (_num_bytes(_kept(config, fsdp)) for fsdp in (1, 2))
+  assert two <= 1.01 * one
+
+
+@pytest.mark.parametrize('mixers', [('delta_net',), ('delta_net',) * 2])
+def test_no_copy_of_a_gathered_parameter_is_kept(mixers):
+  config = config_lib.ModelConfig(
+    vocab_size=64,
+    model_width=96,
+    num_layers=4,
+    mixers=mixers,
+    dtype='bfloat16',
+  )
+  matrices = {
+    x.shape
+    for x in jax.tree.leaves(_params(config)['blocks'])
+    if x.shape[-2] >= 8
+  }
+  assert len(matrices) >= 4
+  copies = [x for x in _kept(config, 1) if x.dtype == jnp.bfloat16]
+  assert matrices <= {x.shape for x in copies}
+  copies = [x for x in _kept(config, 2) if x.dtype == jnp.bfloat16]
+  assert not matrices & {x.shape for x in copies}
+
+
 def test_remat_recomputes_what_it_says():
   def count(remat, operation):
     config = dataclasses.replace(CONFIG, remat=remat)

@@ -53,8 +53,10 @@ def test_from_chunks_is_the_transpose_of_to_chunks(heads):
   d = jnp.asarray(rng.standard_normal((4, 3, heads, 3, 5)), jnp.float32)
   _, pullback = jax.vjp(lambda x: chunking.to_chunks(x, 4, heads), x)
   np.testing.assert_allclose(
-    chunking.from_chunks(d, 2), pullback(d)[0], rtol=1e-6, atol=1e-6
+    chunking.from_chunks(d, x), pullback(d)[0], rtol=1e-6, atol=1e-6
   )
+  half = chunking.from_chunks(d, x.astype(jnp.bfloat16))
+  assert half.dtype == jnp.bfloat16
 
 
 @pytest.mark.parametrize('reverse', [False, True])
@@ -62,12 +64,11 @@ def test_a_scan_over_groups(reverse):
   x = jnp.arange(24, dtype=jnp.float32).reshape(2, 12) + 1
   saved = jnp.array([10.0, 20.0, 30.0])
   inputs = (x, None)
-  outputs = {'y': jax.ShapeDtypeStruct((2, 12), jnp.bfloat16), 'z': x}
 
   def step(state, parts, saved):
     part, absent = parts
     assert absent is None
-    made = {'y': part, 'z': part + state[:, None]}
+    made = {'y': part.astype(jnp.bfloat16), 'z': part + state[:, None]}
     return state + jnp.sum(part, axis=1), made, state + saved
 
   state, written, kept = chunking.scan_groups(
@@ -75,7 +76,6 @@ def test_a_scan_over_groups(reverse):
     jnp.zeros(2),
     inputs,
     saved,
-    outputs=outputs,
     groups=3,
     reverse=reverse,
   )
