@@ -109,15 +109,20 @@ def activation_bytes(config: config_lib.TrainLMConfig) -> int:
   return round(per_row * rows / shares)
 
 
-def _with_remat(config, state_bytes: int, chip: chips.Chip):
-  """Returns the config with the first policy whose parts leave room."""
-  for policy in REMAT:
-    model = dataclasses.replace(config.model, remat=policy)
-    chosen = dataclasses.replace(config, model=model)
-    parts = state_bytes + activation_bytes(chosen)
+def _by_remat(config, state_bytes: int, chip: chips.Chip):
+  """Returns the config with every policy, from the first that leaves room."""
+  configs = [
+    dataclasses.replace(
+      config, model=dataclasses.replace(config.model, remat=policy)
+    )
+    for policy in REMAT
+  ]
+  while len(configs) > 1:
+    parts = state_bytes + activation_bytes(configs[0])
     if parts <= _USABLE * chip.memory_bytes:
       break
-  return chosen
+    del configs[0]
+  return configs
 
 
 def _compile(config, mesh, state):
@@ -196,23 +201,9 @@ def _sent(found: tuple[collectives.Collective, ...]) -> list[Row]:
   ]
 
 
-def compile_step(
-  target: str, config: Mapping[str, Any], choose_remat: bool
-) -> Row:
-  """Returns what `report` returns but for its origin; only in its child."""
-  machine = chips.target(target)
-  chip = machine.chip
-  run = config_lib.from_dict(config_lib.TrainLMConfig, dict(config))
-  run = with_mesh(run, machine)
-  if not chip.is_tpu:
-    kernel_compilation.use_mosaic_gpu()
-  mesh = mesh_lib.build(run, ahead_of_time.devices(machine))
+def _taken_stock_of(run, machine: chips.Target, mesh) -> Row:
+  """Returns what a run's step takes of the machine."""
   state = train_step.abstract_state(run, mesh)
-  parameters = _share_bytes(state['params'])
-  slots = _share_bytes(state['optimizer'])
-  if choose_remat:
-    # Gradients are as large as parameters.
-    run = _with_remat(run, 2 * parameters + slots, chip)
   tokens = run.data.batch_size * run.data.sequence_length / mesh.size
   length = run.data.sequence_length
   own_flops = tokens * model_flops.flops_per_token(run.model, length)
@@ -222,9 +213,9 @@ def compile_step(
     'tokens_per_chip': tokens,
     'model_flops': own_flops,
     'memory': {
-      'chip_bytes': chip.memory_bytes,
-      'parameter_bytes': parameters,
-      'optimizer_bytes': slots,
+      'chip_bytes': machine.chip.memory_bytes,
+      'parameter_bytes': _share_bytes(state['params']),
+      'optimizer_bytes': _share_bytes(state['optimizer']),
       'activation_bytes': activation_bytes(run),
     },
   }
@@ -237,12 +228,38 @@ def compile_step(
   row['compile_seconds'] = time.monotonic() - start
   row['memory'] |= _planned(compiled)
   work = _work(run, compiled, mesh, tokens)
+  sizes = dict(mesh.shape)
   return row | {
     'flops': work.flops,
     'memory_traffic_bytes': work.memory_bytes,
     'collectives': _sent(work.collectives),
-    'estimate': roofline.estimate(work, chip, dict(mesh.shape), own_flops),
+    'estimate': roofline.estimate(work, machine.chip, sizes, own_flops),
   }
+
+
+def compile_step(
+  target: str, config: Mapping[str, Any], choose_remat: bool
+) -> Row:
+  """Returns what `report` returns but for its origin; only in its child."""
+  machine = chips.target(target)
+  run = config_lib.from_dict(config_lib.TrainLMConfig, dict(config))
+  run = with_mesh(run, machine)
+  if not machine.chip.is_tpu:
+    kernel_compilation.use_mosaic_gpu()
+  mesh = mesh_lib.build(run, ahead_of_time.devices(machine))
+  runs = [run]
+  if choose_remat:
+    state = train_step.abstract_state(run, mesh)
+    parameters = _share_bytes(state['params'])
+    # Gradients are as large as parameters.
+    slots = _share_bytes(state['optimizer'])
+    runs = _by_remat(run, 2 * parameters + slots, machine.chip)
+  # Where its parts leave room, the whole step may still be too large.
+  for run in runs:
+    row = _taken_stock_of(run, machine, mesh)
+    if row['memory']['total_bytes'] <= machine.chip.memory_bytes:
+      break
+  return row
 
 
 def advice(row: Row, config: config_lib.TrainLMConfig) -> str:

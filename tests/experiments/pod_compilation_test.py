@@ -11,6 +11,8 @@ from experiments import ahead_of_time
 from experiments import chips
 from experiments import config as config_lib
 from experiments import pod_compilation
+from experiments.training import mesh as mesh_lib
+from experiments.training import train_step
 
 
 @pytest.fixture
@@ -108,6 +110,44 @@ def test_activations_grow_with_rows_and_shrink_with_remat_and_shares():
   model = dataclasses.replace(config.model, remat='full')
   kept = found(dataclasses.replace(config, model=model))
   assert 3 * 8 * 64 * 128 * 2 <= kept < whole / 4
+
+
+@pytest.mark.parametrize(
+  ('need', 'remat'),
+  [
+    ({'none': 90, 'dots': 50, 'mixer': 20, 'full': 10}, 'none'),
+    ({'none': 120, 'dots': 90, 'mixer': 20, 'full': 10}, 'dots'),
+    ({'none': 400, 'dots': 120, 'mixer': 300, 'full': 200}, 'full'),
+  ],
+)
+def test_the_policy_that_keeps_most_is_the_first_that_fits(
+  monkeypatch, need, remat
+):
+  # GiB of a chip with 95; what is kept alone is a quarter of what is needed.
+  tried = []
+
+  def taken(run, machine, mesh):
+    tried.append(run.model.remat)
+    row = {'memory': {'total_bytes': need[run.model.remat] * GIB}}
+    return row | {'remat': run.model.remat}
+
+  def kept(run):
+    return need[run.model.remat] / 4 * GIB
+
+  state = {'params': {}, 'optimizer': {}}
+  monkeypatch.setattr(ahead_of_time, 'devices', lambda machine: [])
+  monkeypatch.setattr(mesh_lib, 'build', lambda config, devices: None)
+  monkeypatch.setattr(train_step, 'abstract_state', lambda run, mesh: state)
+  monkeypatch.setattr(pod_compilation, 'activation_bytes', kept)
+  monkeypatch.setattr(pod_compilation, '_taken_stock_of', taken)
+  config = config_lib.to_dict(_config(batch_size=64))
+  row = pod_compilation.compile_step('v5p:4x4x4', config, choose_remat=True)
+  assert row['remat'] == tried[-1] == remat
+  # What would not even leave room for its parts is not compiled.
+  assert ('none' in tried) == (need['none'] < 4 * 0.7 * 95)
+  tried.clear()
+  row = pod_compilation.compile_step('v5p:4x4x4', config, choose_remat=False)
+  assert tried == ['none']
 
 
 GIB = 2**30
