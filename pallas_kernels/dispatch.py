@@ -25,11 +25,13 @@ class Implementation:
     function: computes the op; raises NotImplementedError, with the reason, for
       arguments that it does not cover.
     unavailable: the reason why this machine cannot run it, or None.
+    value_dims: the V that it takes, or None for any.
   """
 
   name: str
   function: Callable[..., Any]
   unavailable: Callable[[], str | None] = _always_available
+  value_dims: Sequence[int] | None = None
 
 
 @functools.cache
@@ -68,6 +70,14 @@ class Op:
     if not names:
       raise ValueError(f'implementation of {self.name} is an empty sequence')
     return [known[name] for name in names]
+
+  def takes_value_dim(self, choice: Choice, value_dim: int) -> bool:
+    """Returns whether the first candidate that runs here takes this V."""
+    for implementation in self.candidates(choice):
+      if implementation.unavailable() is None:
+        dims = implementation.value_dims
+        return dims is None or value_dim in dims
+    return False
 
   def __call__(self, choice: Choice, *args, **kwargs):
     """Runs the first implementation that covers the arguments.

@@ -6,12 +6,14 @@ a part of the row to the state that leaves it by an affine map,
 
     S_out = M S_in + E,        M in R^{K x K}, E in R^{K x V},
 
-with M the product of the A_t, be they reflections, decays or both. One run of
-the op over the part, from the first state 0, leaves E; one with values of 0,
-from the first state I, leaves M: no formula of the op is needed. What a token
-reads is affine in S_in as well, o_t = R_t S_in + e_t, and the same two runs
-return e and R [B, T, HV, K], so the op need not run again when S_in is known.
-The map of a part is composed with that of the parts before it,
+with M the product of the A_t, be they reflections, decays or both. A run of the
+op over the part, from the first state 0, leaves E; one with values of 0, from
+the first state I, leaves M: no formula of the op is needed. Columns of V know
+nothing of one another, so both are one run over V + K columns, or two where the
+implementation does not take as many. What a token reads is affine in S_in as
+well, o_t = R_t S_in + e_t, and the same run returns e and R [B, T, HV, K], so
+the op need not run again when S_in is known. The map of a part is composed with
+that of the parts before it,
 
     (M_2, E_2) after (M_1, E_1)  =  (M_2 M_1, M_2 E_1 + E_2),
 
@@ -29,16 +31,17 @@ Exchanged per round, by one collective-permute: K (K + V) float32 numbers per
 row and value head, and two ids per row where there are segments; nothing grows
 with T. The final state is summed over the devices, once, with zeros on all but
 the last. The backward pass is the transpose of this: the same rounds the other
-way round, and the sum. The op computes V + K columns instead of V.
+way round, and the sum.
 """
 
-from collections.abc import Callable
 import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from pallas_kernels import dispatch
 
 Axes = str | tuple[str, ...]
 
@@ -126,25 +129,41 @@ def _outer_ids(segment_ids):
   return first(segment_ids), first(segment_ids[:, ::-1])
 
 
-def _run(op, arrays, axes):
+def _jointly(run, v, first_state, eye):
+  """Returns [e, R] and [E, M] from one run over V + K columns."""
+  value_dim, key_dim = v.shape[-1], eye.shape[-1]
+  columns = jnp.pad(v, [(0, 0)] * (v.ndim - 1) + [(0, key_dim)])
+  o, state = run(columns, jnp.concatenate([first_state, eye], axis=-1))
+  return jnp.split(o, [value_dim], axis=-1), state
+
+
+def _separately(run, v, first_state, eye):
+  """Returns [e, R] and [E, M] from a run over V columns and one over K."""
+  o, state = run(v, first_state)
+  nothing = jnp.zeros((*v.shape[:-1], eye.shape[-1]), v.dtype)
+  reads, transition = run(nothing, eye)
+  return (o, reads), jnp.concatenate([state, transition], axis=-1)
+
+
+def _run(op, takes_value_dim, arrays, axes):
   if axes is None:
     return op(**arrays)
   index, v = jax.lax.axis_index(axes), arrays['v']
   first_state = jnp.where(index == 0, arrays['initial_state'], 0)
   *rows, key_dim, value_dim = first_state.shape  # [B, HV, K, V]
   eye = jnp.eye(key_dim, dtype=first_state.dtype)
-  o, state = op(**arrays | {'initial_state': first_state})
-  reads, transition = op(
-    **arrays
-    | {
-      'v': jnp.zeros((*v.shape[:-1], key_dim), v.dtype),
-      'initial_state': jnp.broadcast_to(eye, (*rows, key_dim, key_dim)),
-    }
-  )
+  eye = jnp.broadcast_to(eye, (*rows, key_dim, key_dim))
+
+  def run(v, initial_state):
+    return op(**arrays | {'v': v, 'initial_state': initial_state})
+
+  is_joint = takes_value_dim(value_dim + key_dim)
+  both = _jointly if is_joint else _separately
+  (o, reads), affine = both(run, v, first_state, eye)
   ids = (None, None)
   if arrays['segment_ids'] is not None:
     ids = _outer_ids(arrays['segment_ids'])
-  part = _Part(jnp.concatenate([state, transition], axis=-1), *ids)
+  part = _Part(affine, *ids)
   before = _before(part, axes)
   entering = _unless_reset(before, part, before.affine[..., :value_dim])
   o += jnp.einsum(
@@ -159,22 +178,28 @@ def _run(op, arrays, axes):
   return o, jax.lax.psum(jnp.where(is_last, leaving, 0), axes)
 
 
-def linear_recurrence(op: Callable[..., tuple[jax.Array, jax.Array]]):
+def linear_recurrence(op: dispatch.Op, choice: dispatch.Choice, **settings):
   """Returns the body of `sharded_call.sharded_call` for a linear recurrence.
 
   Args:
-    op: called with the arguments by name, among them `v` [B, T, ..., V],
-      `initial_state` [B, HV, K, V] and `segment_ids` [B, T] or None; returns
-      (o [B, T, HV, V], final_state). Both are linear in the first state and v,
-      column by column; 0 in `segment_ids` is padding, other changes reset the
-      state.
+    op: called with the choice, the settings and the arrays by name, among them
+      `v` [B, T, ..., V], `initial_state` [B, HV, K, V] and `segment_ids` [B, T]
+      or None; returns (o [B, T, HV, V], final_state). Both are linear in the
+      first state and v, column by column; 0 in `segment_ids` is padding, other
+      changes reset the state.
+    choice: of the op's implementation.
+    **settings: what else the op is called with.
 
   Returns:
     body(arrays, axes) -> (o, final_state): the op over the row whose parts
     `arrays` are, one part per device along the mesh axes `axes`, in their
     order; `axes` None: the row is whole.
   """
-  return functools.partial(_run, op)
+  return functools.partial(
+    _run,
+    functools.partial(op, choice, **settings),
+    functools.partial(op.takes_value_dim, choice),
+  )
 
 
 def halo(x: jax.Array, size: int, axes: Axes | None) -> jax.Array:

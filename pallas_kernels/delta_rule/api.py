@@ -1,7 +1,5 @@
 """The delta rule: public functions, checks and dispatch."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 
@@ -12,6 +10,7 @@ from pallas_kernels import shapes
 from pallas_kernels import sharded_call
 from pallas_kernels.delta_rule import chunked_xla
 from pallas_kernels.delta_rule import mosaic_gpu
+from pallas_kernels.delta_rule import mosaic_gpu_config
 from pallas_kernels.delta_rule import reference
 
 DELTA_RULE = dispatch.Op(
@@ -21,6 +20,7 @@ DELTA_RULE = dispatch.Op(
       name='mosaic_gpu',
       function=mosaic_gpu.delta_rule,
       unavailable=mosaic_gpu.unavailable,
+      value_dims=mosaic_gpu_config.HEAD_DIMS,
     ),
     dispatch.Implementation(name='xla', function=chunked_xla.delta_rule),
     dispatch.Implementation(name='recurrent', function=reference.delta_rule),
@@ -133,14 +133,14 @@ def delta_rule(
     initial_state = jnp.zeros(shape, dtype)
   if normalize_qk:
     q, k = l2_normalize(q), l2_normalize(k)
-  op = functools.partial(
+  body = sequence_parallel.linear_recurrence(
     DELTA_RULE,
     implementation,
     scale=sizes['K'] ** -0.5 if scale is None else scale,
     chunk_size=chunk_size,
   )
   return sharded_call.sharded_call(
-    sequence_parallel.linear_recurrence(op),
+    body,
     {
       'q': (q, 'B T H K'),
       'k': (k, 'B T H K'),

@@ -1,7 +1,5 @@
 """The delta product, several delta rules per token: public functions."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 
@@ -93,14 +91,14 @@ def delta_product(
     initial_state = jnp.zeros(shape, dtype)
   if normalize_qk:
     q, k = api.l2_normalize(q), api.l2_normalize(k)
-  op = functools.partial(
+  body = sequence_parallel.linear_recurrence(
     DELTA_PRODUCT,
     implementation,
     scale=sizes['K'] ** -0.5 if scale is None else scale,
     chunk_size=chunk_size,
   )
   return sharded_call.sharded_call(
-    sequence_parallel.linear_recurrence(op),
+    body,
     {
       'q': (q, 'B T H K'),
       'k': (k, 'B T N H K'),

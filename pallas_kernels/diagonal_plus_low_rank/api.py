@@ -1,7 +1,5 @@
 """The diagonal-plus-low-rank recurrence: functions, checks and dispatch."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 
@@ -125,14 +123,14 @@ def diagonal_plus_low_rank(
   argument_checks.check_state(
     'initial_state', initial_state, _STATE, sizes, dtype
   )
-  op = functools.partial(
+  body = sequence_parallel.linear_recurrence(
     DIAGONAL_PLUS_LOW_RANK,
     implementation,
     scale=sizes['K'] ** -0.5 if scale is None else scale,
     chunk_size=chunk_size,
   )
   return sharded_call.sharded_call(
-    sequence_parallel.linear_recurrence(op),
+    body,
     {
       'q': (q, 'B T H K'),
       'k': (k, 'B T H K'),

@@ -1,7 +1,5 @@
 """Linear attention: public functions, checks and dispatch."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 
@@ -126,14 +124,14 @@ def linear_attention(
     initial_state = jnp.zeros(shape, dtype)
   if g is not None and g.ndim == 1:
     g = jnp.broadcast_to(g[None, None], v.shape[:3])
-  op = functools.partial(
+  body = sequence_parallel.linear_recurrence(
     LINEAR_ATTENTION,
     implementation,
     scale=sizes['K'] ** -0.5 if scale is None else scale,
     chunk_size=chunk_size,
   )
   return sharded_call.sharded_call(
-    sequence_parallel.linear_recurrence(op),
+    body,
     {
       'q': (q, 'B T H K'),
       'k': (k, 'B T H K'),

@@ -47,6 +47,29 @@ def test_every_refusal_is_named():
     _op(second_unavailable='no GPU')(['first', 'second'], 7)
 
 
+@pytest.mark.parametrize(
+  ('choice', 'unavailable', 'expected'),
+  [
+    (None, None, [True, False]),
+    (None, 'no GPU', [True, True]),
+    ('small', None, [True, False]),
+    ('small', 'no GPU', [False, False]),
+    ('any', None, [True, True]),
+    (('any', 'small'), None, [True, True]),
+  ],
+)
+def test_value_dims_of_the_first_that_runs_here(choice, unavailable, expected):
+  small = dispatch.Implementation(
+    name='small',
+    function=_decline,
+    unavailable=lambda: unavailable,
+    value_dims=(64, 128),
+  )
+  last = dispatch.Implementation(name='any', function=_decline)
+  op = dispatch.Op('op', (small, last))
+  assert [op.takes_value_dim(choice, v) for v in (128, 192)] == expected
+
+
 def test_other_errors_pass_through():
   def fail():
     raise ValueError('wrong argument')

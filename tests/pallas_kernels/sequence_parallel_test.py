@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from pallas_kernels import delta_rule
+from pallas_kernels import dispatch
 from pallas_kernels import sequence_parallel
 from pallas_kernels import sharded_call
 from pallas_kernels.delta_rule import arg_specs
@@ -254,7 +255,16 @@ def _decayed_sum(q, k, v, g, *, initial_state, segment_ids):
   return jnp.moveaxis(o, 0, 1), state
 
 
-def test_any_linear_recurrence():
+@pytest.mark.parametrize('value_dims', [None, (4, 5)])
+def test_any_linear_recurrence(value_dims):
+  op = dispatch.Op(
+    'decayed_sum',
+    (
+      dispatch.Implementation(
+        name='scan', function=_decayed_sum, value_dims=value_dims
+      ),
+    ),
+  )
   rng = np.random.default_rng(4)
   shapes = {
     'q': (2, 10, 3, 4),
@@ -280,7 +290,7 @@ def test_any_linear_recurrence():
       'segment_ids': 'B T',
     }
     return sharded_call.sharded_call(
-      sequence_parallel.linear_recurrence(_decayed_sum),
+      sequence_parallel.linear_recurrence(op, None),
       {name: (arrays[name], axes[name]) for name in axes},
       ('B T H V', 'B H K V'),
     )
