@@ -105,9 +105,9 @@ def scan_groups(
 ) -> tuple[Any, Any, Any]:
   """Scans over the groups of a time axis.
 
-  The outputs are stacked, not carried from group to group: under
-  `jax.checkpoint` with a policy that saves what is not recomputed, JAX would
-  save what is carried after every group, the whole array each time.
+  The outputs are stacked, not carried from group to group: in a layer on a mesh
+  whose `jax.checkpoint` saves all but gathered parameters, JAX would save what
+  is carried after every group, the whole array each time.
 
   Args:
     step: (state, part of inputs, part of saved) -> (state, part of outputs,

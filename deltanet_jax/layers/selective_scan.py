@@ -75,6 +75,8 @@ def scan_in_chunks(
 ) -> tuple[jax.Array, jax.Array]:
   """Scans a function over the chunks of a sequence, remembering states alone.
 
+  It has derivatives in reverse mode only.
+
   Args:
     chunk: maps (state, (tokens [C, B, ...], keep [C, B])) to (state, y [C, B,
       ...]); zeros for tokens have to leave the state alone.
