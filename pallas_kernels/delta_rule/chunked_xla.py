@@ -112,8 +112,8 @@ def _default_chunk(q, v) -> int:
   key_dim, value_dim = q.shape[-1], v.shape[-1]
   if q.dtype == jnp.float32:
     # More keys than dimensions depend on one another, sums over X cancel, and
-    # in longer chunks they lose digits.
-    return min(32, key_dim)
+    # in chunks that are longer yet they lose digits.
+    return min(64, key_dim)
   return 32 if max(key_dim, value_dim) <= 64 else 64
 
 
