@@ -240,35 +240,46 @@ def sum_to(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 @jax.custom_vjp
-def outer(x: jax.Array, y: jax.Array) -> jax.Array:
-  """Returns x y^T over the last two axes: [..., I, K], [..., J, K] to I, J."""
+def outer(
+  x: jax.Array, y: jax.Array, known: jax.Array | None = None
+) -> jax.Array:
+  """Returns x y^T over the last two axes: [..., I, K], [..., J, K] to I, J.
+
+  Args:
+    x: rows.
+    y: columns.
+    known: x y^T, where it has been computed, in any precision. The result is
+      this in x's dtype; gradients go to x and y all the same.
+  """
+  if known is not None:
+    return known.astype(x.dtype)
   return jnp.einsum('...ik,...jk->...ij', x, y)
 
 
-def _outer_forward(x, y):
-  return outer(x, y), (x, y)
+def _outer_forward(x, y, known):
+  return outer(x, y, known), (x, y)
 
 
 def _outer_backward(residuals, d):
   x, y = residuals
-  return d @ y, transpose(d) @ x
+  return d @ y, transpose(d) @ x, None
 
 
 outer.defvjp(_outer_forward, _outer_backward)
 
 
 @jax.custom_vjp
-def gram(x: jax.Array) -> jax.Array:
-  """Returns x x^T over the last two axes, with one product in its gradient."""
-  return outer(x, x)
+def gram(x: jax.Array, known: jax.Array | None = None) -> jax.Array:
+  """Returns `outer(x, x, known)`, with one product in its gradient."""
+  return outer(x, x, known)
 
 
-def _gram_forward(x):
-  return gram(x), x
+def _gram_forward(x, known):
+  return gram(x, known), x
 
 
 def _gram_backward(x, d):
-  return ((d + transpose(d)) @ x,)
+  return (d + transpose(d)) @ x, None
 
 
 gram.defvjp(_gram_forward, _gram_backward)

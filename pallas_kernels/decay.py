@@ -219,6 +219,7 @@ def scores(
   strict: bool = False,
   stride: int = 1,
   pair: jax.Array | None = None,
+  known: jax.Array | None = None,
 ) -> jax.Array:
   """Returns A_ij = sum_k x_ik y_jk D_ijk for j <= i (j < i), else 0.
 
@@ -230,6 +231,7 @@ def scores(
     strict: leave out the diagonal.
     stride: tokens per row.
     pair: `pair_decay` of g, where it has been computed.
+    known: x y^T, where it has been computed (not with g per channel).
 
   Returns:
     [..., R, C].
@@ -241,7 +243,7 @@ def scores(
   if g is not None and g.shape[-1] > 1:
     found = _tree_scores(x, y, g)
   else:
-    found = chunking.gram(x) if x is y else chunking.outer(x, y)
+    found = chunking.gram(x, known) if x is y else chunking.outer(x, y, known)
     if pair is None and g is not None:
       pair = _pair_decay(g)
     if pair is not None:

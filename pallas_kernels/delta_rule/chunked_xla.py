@@ -108,9 +108,15 @@ def _backward(static, residuals, cotangents):
 _chunked.defvjp(_forward, _backward)
 
 
-def _default_chunk(q, v) -> int:
+def _has_channels(g) -> bool:
+  return g is not None and g.shape[-1] > 1
+
+
+def _default_chunk(q, v, g) -> int:
   key_dim, value_dim = q.shape[-1], v.shape[-1]
   if q.dtype == jnp.float32:
+    if _has_channels(g):
+      return 32  # the pairs of a chunk cost K products each
     # More keys than dimensions depend on one another, sums over X cancel, and
     # in chunks that are longer yet they lose digits.
     return min(64, key_dim)
@@ -119,7 +125,7 @@ def _default_chunk(q, v) -> int:
 
 def _chunks_per_group(q, v, g) -> int:
   # Small arrays are worth more company; large ones would leave the caches.
-  if max(q.shape[-1], v.shape[-1]) <= 64 and (g is None or g.shape[-1] == 1):
+  if max(q.shape[-1], v.shape[-1]) <= 64 and not _has_channels(g):
     return 2 * chunking.CHUNKS_PER_GROUP
   return chunking.CHUNKS_PER_GROUP
 
@@ -130,7 +136,9 @@ def _run(inputs: group.Inputs, scale, initial_state, segment_ids, chunk_size):
   if q.dtype == jnp.float64:
     raise NotImplementedError('it computes in float32, got float64 inputs')
   length, n = q.shape[1], v.shape[1] // q.shape[1]
-  chunk = max(1, (chunk_size or _default_chunk(q, v)) // n)  # in tokens
+  chunk = max(
+    1, (chunk_size or _default_chunk(q, v, inputs.g)) // n
+  )  # in tokens
   layout = chunking.layout(
     n * length, n * chunk, _chunks_per_group(q, v, inputs.g)
   )

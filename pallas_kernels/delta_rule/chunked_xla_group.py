@@ -86,6 +86,13 @@ class _Decays(NamedTuple):
   passage: decay.Passage
 
 
+class _Pairs(NamedTuple):
+  """Products of all pairs of tokens of a chunk, without decay or mask."""
+
+  gram: jax.Array  # [M, N, C, C]
+  p: jax.Array  # [M, N, C / n, C]
+
+
 class _Prepared(NamedTuple):
   """What a group's keys, queries and decays come to."""
 
@@ -118,10 +125,15 @@ def _decays(g, cut, dtype) -> _Decays | None:
   return _Decays(pair, factors)
 
 
+def _pairs(to_gram, to_p, columns, dtype) -> _Pairs:
+  to_gram, to_p, columns = (x.astype(dtype) for x in (to_gram, to_p, columns))
+  return _Pairs(chunking.outer(to_gram, columns), chunking.outer(to_p, columns))
+
+
 def _prepare(
-  q, k, g, cut, decays, static: Static, *, has_gram: bool
+  q, k, g, cut, decays, static: Static, *, known: _Pairs | None, has_gram: bool
 ) -> _Prepared:
-  """q, k, g are of a group, in chunks."""
+  """q, k, g are of a group, in chunks; `known` are the pairs of q and k."""
   q = static.scale * q
   stride = static.keys_per_token
   if decays is None:
@@ -133,12 +145,12 @@ def _prepare(
   entry_q = factors.entry
   if entry_q is not None:
     entry_q = entry_q[..., stride - 1 :: stride, :]
-  gram = None
+  gram, (known_gram, known_p) = None, known or (None, None)
   if has_gram:
-    gram = decay.scores(k, k, g, cut, strict=True, pair=pair)
+    gram = decay.scores(k, k, g, cut, strict=True, pair=pair, known=known_gram)
   return _Prepared(
     gram,
-    decay.scores(q, k, g, cut, stride=stride, pair=pair),
+    decay.scores(q, k, g, cut, stride=stride, pair=pair, known=known_p),
     decay.scaled(q, entry_q),
     decay.scaled(k, factors.entry),
     decay.scaled(k, factors.exit),
@@ -164,9 +176,8 @@ def write(state, inputs: Inputs, cut, *, static: Static, dtype):
     the state after the group, O and what the backward pass reads.
   """
   decays = _decays(inputs.g, cut, dtype)
-  made = _prepare(
-    inputs.q, inputs.k, inputs.g, cut, decays, static, has_gram=False
-  )
+  q, k, g = inputs.q, inputs.k, inputs.g
+  made = _prepare(q, k, g, cut, decays, static, known=None, has_gram=False)
   inverse = _invert(inputs, cut, decays, dtype)
   k_out_t = chunking.transpose(made.k_out)
   beta = inputs.beta.astype(dtype)
@@ -214,14 +225,14 @@ def _read(dstate, made, beta, inverse_t, dx_o, read, dtype):
   return dstate, dv, dstates
 
 
-def _cotangents(made: _Prepared, do, dv, x, states, dstates) -> _Prepared:
-  """Returns the gradients of what `_prepare` made."""
+def _cotangents(made: _Prepared, dpairs, do, dv, x, states, dstates):
+  """Returns the gradients of what `_prepare` made, as it made it."""
   dkeep = None
   if made.keep is not None:
     dkeep = chunking.sum_to(states * dstates, made.keep.shape)
   return _Prepared(
-    -chunking.outer(dv, x),
-    chunking.outer(do, x),
+    dpairs.gram.astype(jnp.float32),
+    dpairs.p.astype(jnp.float32),
     chunking.outer(do, states),
     -chunking.outer(dv, states),
     chunking.outer(x, dstates),
@@ -233,7 +244,7 @@ def _row_sums(x, y):
   return jnp.sum(x * y, axis=-1, keepdims=True)
 
 
-def _dg(inputs, cut, pair, made, back, do, dv, x, static: Static, dtype):
+def _dg(cut, pair, made, back, pairs, dpairs, static: Static, dtype):
   """Returns dg of decays per head; `back` are the gradients of `made`.
 
   A log-decay's gradient sums what crosses its token: pairs of a write before
@@ -241,20 +252,20 @@ def _dg(inputs, cut, pair, made, back, do, dv, x, static: Static, dtype):
   before it on their way to the leaving state, and what passes through. For
   aligned keys the pairs cancel as the sums over X do.
   """
-  stride, outer = static.keys_per_token, chunking.outer
+  stride = static.keys_per_token
   entered = _row_sums(made.k_in, back.k_in)
   reads = _row_sums(made.q_in, back.q_in)
   entered = entered.at[..., stride - 1 :: stride, :].add(reads)
   left = _row_sums(made.k_out, back.k_out)
-  wide = (inputs.q, inputs.k, do, dv, x, entered, left, made.keep * back.keep)
-  q, k, do, dv, x, entered, left, passed = (a.astype(dtype) for a in wide)
+  wide = (entered, left, made.keep * back.keep)
+  entered, left, passed = (a.astype(dtype) for a in wide)
   if cut is not None:
     pair = jnp.where(cut.same, pair, 0)
-  read = static.scale * outer(do, x) * outer(q, k)
-  pairs = decay.crossings(read * pair[..., stride - 1 :: stride, :], stride)
-  pairs -= decay.crossings(outer(dv, x) * outer(k, k) * pair)
+  read = dpairs.p * pairs.p * pair[..., stride - 1 :: stride, :]
+  crossing = decay.crossings(read, stride)
+  crossing += decay.crossings(dpairs.gram * pairs.gram * pair)
   from_here = jnp.triu(jnp.ones(pair.shape[-2:], dtype))
-  return pairs + passed + from_here @ entered + (1 - from_here) @ left
+  return crossing + passed + from_here @ entered + (1 - from_here) @ left
 
 
 def take_back(dstate, inputs, solved, do, cut, *, static: Static, dtype):
@@ -265,8 +276,12 @@ def take_back(dstate, inputs, solved, do, cut, *, static: Static, dtype):
   """
   q, k, g = inputs.q, inputs.k, inputs.g
   decays = _decays(g, cut, dtype)
+  pairs, has_decay = None, g is not None and not _per_channel(g)
+  if has_decay:
+    pairs = _pairs(k, static.scale * q.astype(dtype), k, dtype)
   made, pullback = jax.vjp(
-    lambda *x: _prepare(*x, cut, decays, static, has_gram=True), q, k, g
+    lambda *x: _prepare(*x, cut, decays, static, known=pairs, has_gram=True),
+    *(q, k, g),
   )
   p_t, q_in_t = map(chunking.transpose, (made.p, made.q_in))
   dstate, dv, dstates = _read(
@@ -278,12 +293,12 @@ def take_back(dstate, inputs, solved, do, cut, *, static: Static, dtype):
     q_in_t @ do,
     dtype,
   )
-  back = _cotangents(made, do, dv, solved.x, solved.states, dstates)
+  x = solved.x
+  dpairs = _pairs(-dv, do, x, dtype if has_decay else jnp.float32)
+  back = _cotangents(made, dpairs, do, dv, x, solved.states, dstates)
   dq, dk, dg = pullback(back)
-  if g is not None and not _per_channel(g):
-    dg = _dg(
-      inputs, cut, decays.pair, made, back, do, dv, solved.x, static, dtype
-    )
+  if has_decay:
+    dg = _dg(cut, decays.pair, made, back, pairs, dpairs, static, dtype)
   dbeta = _row_sums(dv, solved.error) / _strength(inputs.beta)
   gradients = Inputs(dq, dk, dv, dbeta, dg)
   gradients = jax.tree.map(lambda x: x.astype(jnp.float32), gradients)

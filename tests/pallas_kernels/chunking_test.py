@@ -128,3 +128,24 @@ def test_products_and_their_gradients():
   np.testing.assert_array_equal(
     chunking.transpose(x), np.swapaxes(np.asarray(x), 1, 2)
   )
+
+
+@pytest.mark.parametrize('product', ['outer', 'gram'])
+def test_a_known_product_is_taken_as_it_is_and_its_gradient_is_unchanged(
+  product,
+):
+  rng = np.random.default_rng(0)
+  x, y, d, known = (
+    jnp.asarray(rng.standard_normal((2, *shape)), jnp.float32)
+    for shape in ((4, 5), (4, 5), (4, 4), (4, 4))
+  )
+  arguments = (x, y) if product == 'outer' else (x,)
+  run = getattr(chunking, product)
+  _, expected = jax.vjp(run, *arguments)
+  actual, pullback = jax.vjp(
+    lambda *a: run(*a, known=known.astype(jnp.bfloat16)), *arguments
+  )
+  assert actual.dtype == jnp.float32
+  np.testing.assert_array_equal(actual, known.astype(jnp.bfloat16))
+  for a, e in zip(pullback(d), expected(d), strict=True):
+    np.testing.assert_array_equal(a, e)
