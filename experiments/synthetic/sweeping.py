@@ -9,6 +9,7 @@ from typing import Any, TextIO
 from experiments import atomic_file
 from experiments import benchmarking
 from experiments.synthetic import config as config_lib
+from experiments.synthetic import group_checkpoint
 from experiments.synthetic import model
 from experiments.synthetic import training as training_lib
 from experiments.training import progress as progress_lib
@@ -128,6 +129,7 @@ def describe(finished: Row) -> str:
 
 def _train_group(
   group: Sequence[config_lib.RunConfig],
+  checkpoint: pathlib.Path,
   progress: progress_lib.Progress,
   done: int,
 ) -> list[Row]:
@@ -142,7 +144,9 @@ def _train_group(
       tokens_per_second=epoch * _tokens_per_epoch(group) / seconds,
     )
 
-  histories = training_lib.train(group, on_epoch=on_epoch)
+  histories = training_lib.train(
+    group, checkpoint=checkpoint, on_epoch=on_epoch
+  )
   return [
     row(run, history, len(group))
     for run, history in zip(group, histories, strict=True)
@@ -159,7 +163,8 @@ def run_all(
 ) -> list[Row]:
   """Trains the runs that `output` does not have yet; returns all their rows.
 
-  The file is replaced after every group, so a kill loses that group alone.
+  The file is replaced after every group. What a group has reached is kept
+  beside it in an `.unfinished.npz`, so that a kill loses an epoch.
 
   Args:
     runs: of the sweep, each another one.
@@ -170,12 +175,16 @@ def run_all(
     on_row: called with every new row.
 
   Raises:
-    ValueError: a run is there twice, or the file has a line that is no row.
+    ValueError: a run is there twice, the file has a line that is no row, or
+      what is unfinished is damaged or of a group that is not next.
   """
   output = pathlib.Path(output)
+  checkpoint = output.with_suffix('.unfinished.npz')
   output.parent.mkdir(parents=True, exist_ok=True)
   rows = read_rows(output)
   finished = {found['key'] for found in rows}
+  if finished.issuperset(group_checkpoint.run_keys(checkpoint)):
+    checkpoint.unlink(missing_ok=True)  # A kill came between row and removal.
   planned = groups(runs, most=most)
   todo = [
     left
@@ -189,11 +198,12 @@ def run_all(
     progress.note(f'{len(runs)} runs, {skipped} of them done')
     done = 0
     for group in todo:
-      for new in _train_group(group, progress, done):
+      for new in _train_group(group, checkpoint, progress, done):
         rows.append(new)
         progress.note(describe(new))
         on_row(new)
       atomic_file.replace(output, benchmarking.to_lines(rows))
+      checkpoint.unlink(missing_ok=True)
       done += group[0].training.num_epochs
   wanted = {config_lib.key(run) for run in runs}
   return [found for found in rows if found['key'] in wanted]

@@ -6,6 +6,7 @@ over the runs. What a run computes depends on no other run of its group.
 
 from collections.abc import Callable, Sequence
 import dataclasses
+import os
 import time
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.synthetic import config as config_lib
+from experiments.synthetic import group_checkpoint
 from experiments.synthetic import metrics
 from experiments.synthetic import model
 from experiments.synthetic import optimizer
@@ -252,9 +254,20 @@ class _Evaluation:
       )
 
 
+def _begin(runs, checkpoint):
+  """Returns states and histories: new ones, or those of the checkpoint."""
+  states = _initial_states(runs)
+  found = checkpoint and group_checkpoint.load(checkpoint, runs, states)
+  if not found:
+    return states, [History() for _ in runs]
+  states, histories = found
+  return states, [History(**fields) for fields in histories]
+
+
 def train(
   runs: Sequence[config_lib.RunConfig],
   *,
+  checkpoint: str | os.PathLike | None = None,
   on_epoch: Callable[[int, Sequence[History]], None] = lambda *_: None,
 ) -> list[History]:
   """Trains runs that differ in `config.VARIED` alone; one history each.
@@ -264,18 +277,25 @@ def train(
 
   Args:
     runs: at least one.
+    checkpoint: a file that is replaced after every epoch. Where it exists,
+      training goes on from it, bit for bit as if it had never stopped.
     on_epoch: called with the number of epochs done and the histories so far.
 
   Raises:
-    ValueError: the runs differ otherwise, or the sizes do not fit the task.
+    ValueError: the runs differ otherwise, the sizes do not fit the task, or
+      the checkpoint is damaged or of other runs.
   """
   check_group(runs)
   run, training = runs[0], runs[0].training
   evaluation = _Evaluation(run, len(runs))
   epoch_fn = _build_epoch(run, len(runs))
-  states, histories = _initial_states(runs), [History() for _ in runs]
-  begin, data = time.perf_counter(), None
-  for epoch in range(training.num_epochs):
+  states, histories = _begin(runs, checkpoint)
+  first = max(len(history.loss) for history in histories)
+  before = max((h.seconds[-1] for h in histories if h.seconds), default=0.0)
+  begin, data = time.perf_counter() - before, None
+  for epoch in range(first, training.num_epochs):
+    if all(_is_over(history, training) for history in histories):
+      break
     if data is None or training.fresh_data:
       seed = training.data_seed + (training.fresh_data * (_FRESH + epoch))
       made = _generate(run.task, training.num_train, seed)
@@ -288,7 +308,7 @@ def train(
     evaluation.record(states.params, histories)
     for history in going:
       history.seconds.append(time.perf_counter() - begin)
+    if checkpoint:
+      group_checkpoint.save(checkpoint, runs, states, histories)
     on_epoch(epoch + 1, histories)
-    if all(_is_over(history, training) for history in histories):
-      break
   return histories
