@@ -19,7 +19,8 @@ PYTHONS = $(PYTHON) python3.12 python3.13 python3.14 python3 python \
 IS_USABLE := import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 12))
 
 # Huge pages for large allocations: a training step on two cores takes about a
-# fifth less time, which would go into page faults.
+# fifth less time, which would go into page faults. `make ... GLIBC_TUNABLES=`
+# does without.
 export GLIBC_TUNABLES := glibc.malloc.hugetlb=1
 
 .PHONY: help setup setup_aot train train_long test drill lint format bench \

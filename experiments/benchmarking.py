@@ -168,6 +168,7 @@ def origin() -> Row:
     'device': environment.devices(),
     'driver': environment.driver(),
     'versions': environment.versions(),
+    'glibc_tunables': environment.glibc_tunables(),
   }
 
 

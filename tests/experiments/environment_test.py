@@ -70,3 +70,10 @@ def test_the_driver_is_the_first_gpus_or_none(monkeypatch):
   monkeypatch.setattr(subprocess, 'run', missing)
   assert environment.driver() is None
   environment.driver.cache_clear()
+
+
+def test_glibc_tunables_are_told_where_there_are_any(monkeypatch):
+  monkeypatch.setenv('GLIBC_TUNABLES', '')
+  assert environment.glibc_tunables() is None
+  monkeypatch.setenv('GLIBC_TUNABLES', 'glibc.malloc.hugetlb=1')
+  assert environment.glibc_tunables() == 'glibc.malloc.hugetlb=1'
