@@ -5,16 +5,15 @@ Example:
 """
 
 from collections.abc import Sequence
-import pathlib
 
 from absl import app
 from absl import flags
 
-from experiments import atomic_file
 from experiments import benchmark_cases
 from experiments import benchmark_tables
 from experiments import benchmarking
 from experiments import kernel_tuning
+from experiments import result_rows
 
 
 def define_flags() -> None:
@@ -34,11 +33,8 @@ def main(argv: Sequence[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f'no arguments are taken, got {argv[1:]}')
   args = flags.FLAGS
-  output = pathlib.Path(args.output) if args.output else None
-  if output:
-    output.parent.mkdir(parents=True, exist_ok=True)
   if args.tune:
-    for row in kernel_tuning.tune(output, args.repeats):
+    for row in kernel_tuning.tune(args.output, args.repeats):
       print(kernel_tuning.format_row(row), flush=True)
     return
   settings = {n: getattr(args, n) for n in ('tokens', 'model_width', 'only')}
@@ -48,8 +44,8 @@ def main(argv: Sequence[str]) -> None:
   for row in benchmarking.rows(suite, repeats=args.repeats):
     print(*benchmark_tables.format_row(row), sep='\n', flush=True)
     rows.append(row)
-    if output:  # After every row: what was measured outlives a time limit.
-      atomic_file.replace(output, benchmarking.to_lines(rows))
+    # After every row: what was measured outlives a time limit.
+    result_rows.write(args.output, rows)
   if suite.name == 'length':
     print(*benchmark_tables.growth_lines(rows), sep='\n')
 

@@ -4,8 +4,9 @@ from collections.abc import Iterable, Iterator
 
 from experiments import benchmarking
 from experiments import kernel_checks
+from experiments import result_rows
 
-Row = benchmarking.Row
+Row = result_rows.Row
 
 MOST_GROWTH = 8.8
 

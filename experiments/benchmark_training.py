@@ -4,14 +4,12 @@ python -m experiments.benchmark_training --suite=throughput --models=delta_net
 """
 
 from collections.abc import Sequence
-import pathlib
 
 from absl import app
 from absl import flags
 
-from experiments import atomic_file
-from experiments import benchmarking
 from experiments import mixer_benchmark
+from experiments import result_rows
 from experiments import training_throughput
 
 
@@ -50,9 +48,7 @@ def main(argv: Sequence[str]) -> None:
   for row in found:
     print(table.format_row(row), flush=True)
     rows.append(row)
-    if args.output:
-      pathlib.Path(args.output).parent.mkdir(parents=True, exist_ok=True)
-      atomic_file.replace(args.output, benchmarking.to_lines(rows))
+    result_rows.write(args.output, rows)
 
 
 if __name__ == '__main__':

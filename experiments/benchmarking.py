@@ -1,13 +1,10 @@
 """Times implementations of the ops against one another in one run."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
 import dataclasses
-import datetime
 import functools
-import json
 import math
-import pathlib
 import statistics
 import time
 from typing import Any
@@ -18,16 +15,16 @@ from experiments import benchmark_cases
 from experiments import benchmark_flops
 from experiments import benchmark_programs
 from experiments import benchmark_timing
-from experiments import environment
 from experiments import fla_peer
 from experiments import kernel_checks
 from experiments import published_times
+from experiments import result_rows
 
 CHUNKWISE = 'xla'
 BASELINE = 'recurrent'
 HOPPER = 'mosaic_gpu'
 
-Row = dict[str, Any]
+Row = result_rows.Row
 
 _CHECKS_AT_A_TIME = 4
 
@@ -160,18 +157,6 @@ def measure(
   return {name: results[name] for name in implementations}
 
 
-def origin() -> Row:
-  """Returns what a row of results says about where it comes from."""
-  return {
-    'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
-    'commit': environment.commit(),
-    'device': environment.devices(),
-    'driver': environment.driver(),
-    'versions': environment.versions(),
-    'glibc_tunables': environment.glibc_tunables(),
-  }
-
-
 def _ratio(results: Mapping[str, Row], names, field: str) -> float | None:
   """Returns baseline / the implementation; None where one is missing."""
   above, below = (results.get(n, {}) for n in names)
@@ -210,7 +195,7 @@ def check_rows(suite: benchmark_cases.Suite) -> Iterator[Row]:
   pool = futures.ThreadPoolExecutor(_CHECKS_AT_A_TIME)
   try:
     for row in pool.map(kernel_checks.row, checks):
-      yield {'suite': suite.name} | row | origin()
+      yield {'suite': suite.name} | row | result_rows.origin()
       kernel_checks.require_right(row)
   finally:
     pool.shutdown(cancel_futures=True)
@@ -258,7 +243,7 @@ def _row(suite, case, pass_name: str, results) -> Row:
     'temp_ratio': _ratio(results, compared, 'temp_bytes'),
     'fla_ratio': _ratio(results, (fla_peer.NAME, HOPPER), 'median_ms'),
     'published_ms': published_times.milliseconds(case, pass_name),
-    **origin(),
+    **result_rows.origin(),
   }
 
 
@@ -308,15 +293,3 @@ def rows(suite: benchmark_cases.Suite, *, repeats: int) -> Iterator[Row]:
         programs=programs,
       )
       yield _row(suite, case, pass_name, results)
-
-
-def to_lines(found: Iterable[Row]) -> str:
-  """Returns rows as JSONL."""
-  return ''.join(json.dumps(row) + '\n' for row in found)
-
-
-def read_rows(path: pathlib.Path) -> list[Row]:
-  """Returns the rows of a JSONL file, none if it is not there."""
-  if not path.exists():
-    return []
-  return [json.loads(line) for line in path.read_text().splitlines()]

@@ -8,14 +8,12 @@ Example:
 from collections.abc import Sequence
 import dataclasses
 import json
-import pathlib
 
 from absl import app
 from absl import flags
 
-from experiments import atomic_file
-from experiments import benchmarking
 from experiments import reproducibility
+from experiments import result_rows
 
 COMMAND = ('experiments.check_reproducibility', '--train')
 
@@ -41,15 +39,11 @@ def main(argv: Sequence[str]) -> None:
   if args.train:
     print(json.dumps(reproducibility.train(run)))
     return
-  output = pathlib.Path(args.output) if args.output else None
-  if output:
-    output.parent.mkdir(parents=True, exist_ok=True)
   rows = []
   for row in reproducibility.rows(run, args.settings, COMMAND):
     print(reproducibility.format_row(row), flush=True)
     rows.append(row)
-    if output:
-      atomic_file.replace(output, benchmarking.to_lines(rows))
+    result_rows.write(args.output, rows)
 
 
 if __name__ == '__main__':

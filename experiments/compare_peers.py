@@ -6,15 +6,13 @@ Example:
 """
 
 from collections.abc import Sequence
-import pathlib
 
 from absl import app
 from absl import flags
 
-from experiments import atomic_file
 from experiments import benchmark_cases
-from experiments import benchmarking
 from experiments import peers
+from experiments import result_rows
 
 
 def define_flags() -> None:
@@ -32,17 +30,13 @@ def main(argv: Sequence[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f'no arguments are taken, got {argv[1:]}')
   args = flags.FLAGS
-  output = pathlib.Path(args.output) if args.output else None
-  if output:
-    output.parent.mkdir(parents=True, exist_ok=True)
   rows = []
   for case in benchmark_cases.suite('cpu').cases:
     if (case.op, case.gate) == ('delta_rule', 'head'):
       for row in peers.rows(case, repeats=args.repeats):
         print(peers.format_row(row), flush=True)
         rows.append(row)
-  if output:
-    atomic_file.replace(output, benchmarking.to_lines(rows))
+  result_rows.write(args.output, rows)
 
 
 if __name__ == '__main__':

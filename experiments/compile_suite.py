@@ -13,9 +13,9 @@ import pathlib
 from typing import NamedTuple
 
 import deltanet_jax
-from experiments import benchmarking
 from experiments import config as config_lib
 from experiments import pod_compilation
+from experiments import result_rows
 
 TOKENS = 2**20
 MODELS = ('340m', '1b', '3b', '7b')
@@ -58,7 +58,7 @@ def missing(
   path: pathlib.Path, machines: Sequence[str] = MACHINES
 ) -> list[Case]:
   """Returns the cases on some machines that the file has no row of."""
-  done = {case_of(row) for row in benchmarking.read_rows(path)}
+  done = {case_of(row) for row in result_rows.read(path)}
   return [c for c in CASES if c.machine in machines and c not in done]
 
 

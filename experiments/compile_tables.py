@@ -4,9 +4,9 @@ from collections.abc import Iterable, Iterator, Sequence
 import os
 import pathlib
 
-from experiments import benchmarking
 from experiments import compile_suite
 from experiments import pod_compilation
+from experiments import result_rows
 from experiments import scaling
 
 _GIB = 2**30
@@ -185,6 +185,6 @@ SUITES = {'models': run, 'scaling': run_scaling}
 
 def write(path: pathlib.Path) -> None:
   """Writes the Markdown of the rows of a file beside it."""
-  rows, missing = benchmarking.read_rows(path), compile_suite.missing(path)
+  rows, missing = result_rows.read(path), compile_suite.missing(path)
   lines = markdown(rows, missing)
   path.with_suffix('.md').write_text('\n'.join(lines) + '\n')

@@ -5,13 +5,11 @@ python -m experiments.evaluate_length --output=results/length.jsonl \
 """
 
 from collections.abc import Sequence
-import pathlib
 
 from absl import app
 from absl import flags
 
-from experiments import atomic_file
-from experiments import benchmarking
+from experiments import result_rows
 from experiments.evaluation import length_extrapolation
 from experiments.training import checkpoints
 
@@ -40,10 +38,7 @@ def main(argv: Sequence[str]) -> None:
     ):
       print(*map(length_extrapolation.format_row, rows), sep='\n', flush=True)
       found += rows
-    if args.output:
-      path = pathlib.Path(args.output)
-      path.parent.mkdir(parents=True, exist_ok=True)
-      atomic_file.replace(path, benchmarking.to_lines(found))
+    result_rows.write(args.output, found)
   except (OSError, ValueError, checkpoints.CheckpointsDamagedError) as error:
     raise SystemExit(f'error: {error}') from error
 

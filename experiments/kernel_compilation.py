@@ -22,9 +22,9 @@ import jax.numpy as jnp
 
 import deltanet_jax
 from experiments import ahead_of_time
-from experiments import benchmarking
 from experiments import config as config_lib
 from experiments import kernel_resources
+from experiments import result_rows
 from experiments.training import train_step
 from pallas_kernels import dispatch
 from pallas_kernels.delta_rule import api
@@ -161,7 +161,7 @@ def compile_delta_rule(
 
 def _origin(target: str) -> Row:
   """Returns the origin of a row: no device computed it."""
-  return {'target': target} | benchmarking.origin() | {'device': 'none'}
+  return {'target': target} | result_rows.origin() | {'device': 'none'}
 
 
 def kernel_rows(

@@ -2,9 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 import io
-import json
 import os
-import pathlib
 from typing import Any
 
 from matplotlib import axes
@@ -31,30 +29,6 @@ _PANELS = (
 )
 _COLOURS = {'forward': 'tab:cyan', 'forward_backward': 'tab:blue'}
 _REFERENCE_COLOUR = '0.6'
-
-
-def read_rows(path: str | os.PathLike, kind: str = 'kernel') -> list[Row]:
-  """Returns the rows of one kind of a JSONL file; others are left out.
-
-  Raises:
-    ValueError: a line is no JSON object.
-  """
-  rows = []
-  lines = pathlib.Path(path).read_text().splitlines()
-  for number, line in enumerate(lines, start=1):
-    try:
-      row = json.loads(line)
-    except json.JSONDecodeError as error:
-      raise ValueError(
-        f'{path}, line {number}: not JSON ({error}); repair or remove it'
-      ) from error
-    if not isinstance(row, dict):
-      raise ValueError(
-        f'{path}, line {number}: must be a JSON object, got {line[:80]!r}'
-      )
-    if row.get('kind') == kind:
-      rows.append(row)
-  return rows
 
 
 def _sizes(row: Row) -> str:

@@ -6,16 +6,14 @@ No GPU is needed, `make setup_aot` is. Example:
 
 from collections.abc import Sequence
 import json
-import pathlib
 
 from absl import app
 from absl import flags
 
 from experiments import ahead_of_time
-from experiments import atomic_file
-from experiments import benchmarking
 from experiments import kernel_compilation
 from experiments import kernel_tables
+from experiments import result_rows
 
 
 def define_flags() -> None:
@@ -45,8 +43,7 @@ def main(argv: Sequence[str]) -> int:
   if not args.json:
     print(*kernel_tables.totals(rows), sep='\n')
     print(*kernel_tables.broken(rows), sep='\n')
-  pathlib.Path(output).parent.mkdir(parents=True, exist_ok=True)
-  atomic_file.replace(output, benchmarking.to_lines(rows))
+  result_rows.write(output, rows)
   return int(any(row['broken'] for row in rows))
 
 

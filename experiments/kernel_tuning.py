@@ -23,6 +23,7 @@ from experiments import benchmark_programs
 from experiments import benchmark_timing
 from experiments import benchmarking
 from experiments import environment
+from experiments import result_rows
 from pallas_kernels.delta_rule import mosaic_gpu
 from pallas_kernels.delta_rule import mosaic_gpu_config
 
@@ -91,7 +92,7 @@ def _rows_of(case, known: Sequence[Row], repeats: int) -> Iterator[Row]:
   seconds = iter(_seconds(case, new, _arguments(case), repeats) if new else ())
   for _, row in rows:
     if 'seconds' not in row:
-      row = row | {'seconds': next(seconds), **benchmarking.origin()}
+      row = row | {'seconds': next(seconds), **result_rows.origin()}
     yield row
 
 
@@ -178,15 +179,14 @@ def tune(path: pathlib.Path | None, repeats: int) -> Iterator[Row]:
   if reason:
     raise NotImplementedError(f'the kernels cannot be measured: {reason}')
   path = path or MEASURED
-  stored = benchmarking.read_rows(path)
+  stored = result_rows.read(path)
   here = environment.devices()
   known = [row for row in stored if row['device'] == here]
   found = []
-  path.parent.mkdir(parents=True, exist_ok=True)
   for row in rows(known=known, repeats=repeats):
     if row not in known:
       stored.append(row)
-      atomic_file.replace(path, benchmarking.to_lines(stored))
+      result_rows.write(path, stored)
     found.append(row)
     yield row
   table = best(found, jax.devices()[0].device_kind)

@@ -7,15 +7,12 @@ Example:
 
 from collections.abc import Sequence
 import itertools
-import json
-import pathlib
 
 from absl import app
 from absl import flags
 
-from experiments import atomic_file
-from experiments import benchmarking
 from experiments import inverse_accuracy
+from experiments import result_rows
 
 
 def define_flags() -> None:
@@ -27,7 +24,7 @@ def main(argv: Sequence[str]) -> None:
   """Prints a table and writes the rows."""
   if len(argv) > 1:
     raise app.UsageError(f'no arguments are taken, got {argv[1:]}')
-  rows, origin = [], benchmarking.origin()
+  rows, origin = [], result_rows.origin()
   print(f'{"cosine":>6} {"beta":>4} {"C":>4} {"float32":>9} {"float64":>9}')
   for cosine, beta, chunk in itertools.product(
     inverse_accuracy.COSINES, inverse_accuracy.BETAS, inverse_accuracy.CHUNKS
@@ -40,9 +37,7 @@ def main(argv: Sequence[str]) -> None:
     )
     shape = {'cosine': cosine, 'beta': beta, 'chunk': chunk}
     rows.append({'kind': 'inverse', **shape, 'errors': error, **origin})
-  if flags.FLAGS.output:
-    lines = ''.join(json.dumps(row) + '\n' for row in rows)
-    atomic_file.replace(pathlib.Path(flags.FLAGS.output), lines)
+  result_rows.write(flags.FLAGS.output, rows)
 
 
 if __name__ == '__main__':

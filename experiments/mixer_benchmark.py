@@ -11,8 +11,8 @@ import jax.numpy as jnp
 
 import deltanet_jax
 from deltanet_jax import mixers
-from experiments import benchmarking
 from experiments import config as config_lib
+from experiments import result_rows
 from experiments.training import train_step
 
 Row = dict[str, Any]
@@ -130,7 +130,7 @@ def measure(mixer: str, sizes: Sizes) -> Row:
     'trained_tokens_per_s': trained,
     'decoded_tokens_per_s': _decoded_per_second(config.model, params, sizes),
     'sizes': dataclasses.asdict(sizes) | {'dtype': config.model.dtype},
-    **benchmarking.origin(),
+    **result_rows.origin(),
   }
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from experiments import benchmark_cases
 from experiments import benchmark_programs
 from experiments import benchmark_timing
-from experiments import benchmarking
+from experiments import result_rows
 import pallas_kernels
 
 # Of rms(difference) / rms(ours), for values and gradients in float32.
@@ -167,7 +167,7 @@ def rows(
   *,
   repeats: int,
   peers: tuple[Peer, ...] = PEERS,
-) -> Iterator[benchmarking.Row]:
+) -> Iterator[result_rows.Row]:
   """Yields a row per peer: forward and backward of one case.
 
   A row has `median_ms`, `min_ms`, `temp_bytes`, `difference` (from the first
@@ -214,10 +214,10 @@ def rows(
       }
     else:
       row['reason'] = reasons[peer]
-    yield row | benchmarking.origin()
+    yield row | result_rows.origin()
 
 
-def format_row(row: benchmarking.Row) -> str:
+def format_row(row: result_rows.Row) -> str:
   """Returns a row as a line."""
   start = (
     f'{row["package"]:<13}{row["package_version"] or "-":<10}'

@@ -1,7 +1,6 @@
 """Draws a figure next to every JSONL file of results.
 
-python -m experiments.plot_results --results=results
-python -m experiments.plot_results --figure=mqar    that figure; length, ...
+python -m experiments.plot_results [--results=results] [--figure=mqar]
 """
 
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from absl import flags
 from experiments import kernel_figures
 from experiments import length_figures
 from experiments import mixer_figures
+from experiments import result_rows
 from experiments import scaling_figures
 from experiments import throughput_figures
 from experiments.synthetic import figures as synthetic_figures
@@ -34,8 +34,8 @@ def main(argv: Sequence[str]) -> None:
   paths = sorted(directory.glob('*.jsonl'))
   name = flags.FLAGS.figure
   if name in synthetic_figures.FIGURES:
-    rows = map(kernel_figures.read_rows, paths, itertools.repeat('synthetic'))
-    print(synthetic_figures.draw(name, list(itertools.chain(*rows)), directory))
+    rows = [r for p in paths for r in result_rows.read(p, kind='synthetic')]
+    print(synthetic_figures.draw(name, rows, directory))
     return
   draw = {
     'kernel': kernel_figures.draw_kernels,
@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> None:
   }
   drawn = []
   for path, kind in itertools.product(paths, [name] if name else draw):
-    if rows := kernel_figures.read_rows(path, kind):
+    if rows := result_rows.read(path, kind=kind):
       drawn.append(path.with_suffix('.png'))
       draw[kind](rows, drawn[-1])
       print(f'wrote {drawn[-1]}')

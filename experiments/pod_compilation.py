@@ -24,7 +24,6 @@ import jax.numpy as jnp
 
 import deltanet_jax
 from experiments import ahead_of_time
-from experiments import benchmarking
 from experiments import chips
 from experiments import collectives
 from experiments import config as config_lib
@@ -32,6 +31,7 @@ from experiments import hlo_text
 from experiments import kernel_compilation
 from experiments import model_flops
 from experiments import program_costs
+from experiments import result_rows
 from experiments import roofline
 from experiments.training import mesh as mesh_lib
 from experiments.training import train_step
@@ -327,6 +327,6 @@ def report(
     | found
     | {'fits': memory['total_bytes'] <= memory['chip_bytes']}
     | {'advice': advice(found, config)}
-    | benchmarking.origin()
+    | result_rows.origin()
     | {'device': 'none'}
   )

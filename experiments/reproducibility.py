@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 
 import deltanet_jax
-from experiments import benchmarking
 from experiments import config as config_lib
+from experiments import result_rows
 from experiments.training import train_step
 
 Row = dict[str, Any]
@@ -106,7 +106,7 @@ def train(run: Run) -> Row:
   return {
     'losses': losses,
     'parameters': _digest(state['params']),
-    **benchmarking.origin(),
+    **result_rows.origin(),
   }
 
 

@@ -12,14 +12,13 @@ itself, and others of another number of devices. Along `fsdp` and along
 from collections.abc import Iterator
 import dataclasses
 import itertools
-import json
 import pathlib
 
 import deltanet_jax
-from experiments import benchmarking
 from experiments import config as config_lib
 from experiments import mesh_traffic
 from experiments import pod_compilation
+from experiments import result_rows
 
 KIND = 'scaling'
 AXES = ('fsdp', 'sequence')
@@ -68,15 +67,13 @@ def run(path: pathlib.Path) -> Iterator[pod_compilation.Row]:
     ahead_of_time.ToolsMissingError: a compiler is not installed.
     ahead_of_time.CompilationError: a step does not compile.
   """
-  path.parent.mkdir(parents=True, exist_ok=True)
-  rows = benchmarking.read_rows(path)
+  rows = result_rows.read(path)
   done = {(row['axis'], row['num_devices']) for row in rows}
   for case in CASES:
     if case not in done:
-      row = _row(*case)
-      with path.open('a') as file:
-        file.write(json.dumps(row) + '\n')
-      yield row
+      rows.append(_row(*case))
+      result_rows.write(path, rows)
+      yield rows[-1]
 
 
 def describe(row: pod_compilation.Row) -> str:

@@ -25,8 +25,8 @@ import jax.numpy as jnp
 
 import deltanet_jax
 from experiments import benchmark_programs
-from experiments import benchmarking
 from experiments import config as config_lib
+from experiments import result_rows
 from experiments.training import mesh as mesh_lib
 from experiments.training import train_step
 
@@ -289,7 +289,7 @@ def measure(
     'mfu': mfu,
     'paper_tokens_per_s': _paper_tokens_per_s(name, length, setting),
     **found,
-    **benchmarking.origin(),
+    **result_rows.origin(),
   }
 
 

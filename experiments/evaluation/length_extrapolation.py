@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 import deltanet_jax
-from experiments import benchmarking
+from experiments import result_rows
 from experiments.data import tokenizers
 from experiments.evaluation import by_position
 from experiments.training import stored_run
@@ -108,7 +108,7 @@ def rows(
       _about(run)
       | row
       | {'bits_per_byte': row['loss'] / math.log(2) if is_bytes else None}
-      | benchmarking.origin()
+      | result_rows.origin()
       for row in found
     ]
 

@@ -1,20 +1,18 @@
 """Runs a list of configurations, each once, and keeps a row of results each."""
 
 from collections.abc import Callable, Iterable, Sequence
-import json
 import os
 import pathlib
-from typing import Any, TextIO
+from typing import TextIO
 
-from experiments import atomic_file
-from experiments import benchmarking
+from experiments import result_rows
 from experiments.synthetic import config as config_lib
 from experiments.synthetic import group_checkpoint
 from experiments.synthetic import model
 from experiments.synthetic import training as training_lib
 from experiments.training import progress as progress_lib
 
-Row = dict[str, Any]
+Row = result_rows.Row
 KIND = 'synthetic'
 
 
@@ -60,28 +58,8 @@ def row(
     'seconds': history.seconds[-1],
     'group_size': group_size,
     'config': config_lib.as_dict(run),
-    **benchmarking.origin(),
+    **result_rows.origin(),
   }
-
-
-def read_rows(path: str | os.PathLike) -> list[Row]:
-  """Returns the rows of a sweep's file; none where there is no file.
-
-  Raises:
-    ValueError: a line is no JSON object with a `key`.
-  """
-  path, rows = pathlib.Path(path), []
-  lines = path.read_text().splitlines() if path.exists() else []
-  for number, line in enumerate(lines, start=1):
-    try:
-      found = json.loads(line)
-      rows.append(found | {'key': found['key']})
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-      raise ValueError(
-        f'{path}, line {number}: must be a row of a sweep, got {line[:60]!r}; '
-        'repair or remove it'
-      ) from error
-  return rows
 
 
 def groups(
@@ -181,7 +159,7 @@ def run_all(
   output = pathlib.Path(output)
   checkpoint = output.with_suffix('.unfinished.npz')
   output.parent.mkdir(parents=True, exist_ok=True)
-  rows = read_rows(output)
+  rows = result_rows.read(output, needs='key')
   finished = {found['key'] for found in rows}
   if finished.issuperset(group_checkpoint.run_keys(checkpoint)):
     checkpoint.unlink(missing_ok=True)  # A kill came between row and removal.
@@ -202,7 +180,7 @@ def run_all(
         rows.append(new)
         progress.note(describe(new))
         on_row(new)
-      atomic_file.replace(output, benchmarking.to_lines(rows))
+      result_rows.write(output, rows)
       checkpoint.unlink(missing_ok=True)
       done += group[0].training.num_epochs
   wanted = {config_lib.key(run) for run in runs}

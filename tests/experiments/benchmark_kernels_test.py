@@ -8,7 +8,7 @@ from experiments import benchmark_cases
 from experiments import benchmark_kernels
 from experiments import benchmark_tables
 from experiments import benchmark_timing
-from experiments import kernel_figures
+from experiments import result_rows
 
 
 def _tiny_suite(name, *, tokens, model_width, only):
@@ -39,7 +39,7 @@ def test_rows_are_printed_and_written(tmp_path, monkeypatch, capsys, suite):
   header, first, second, *growth = capsys.readouterr().out.splitlines()
   assert header == benchmark_tables.header()
   assert first.split()[:2] == second.split()[:2] == ['delta_rule', 'plain']
-  rows = kernel_figures.read_rows(output)
+  rows = result_rows.read(output, kind='kernel')
   assert [row['shape']['T'] for row in rows] == [16, 128]
   assert [line.startswith('delta_rule plain, T = 16:') for line in growth] == (
     [True] if suite == 'length' else []

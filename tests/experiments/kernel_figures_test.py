@@ -1,5 +1,3 @@
-import json
-
 from matplotlib import figure
 from matplotlib import image
 import pytest
@@ -125,24 +123,6 @@ def test_the_paper_was_timed_at_the_sizes_of_the_suite():
   assert tuple(kernel_figures.PAPER_SPEED_UPS) == (
     benchmark_cases.PAPER_HEAD_DIMS
   )
-
-
-def test_rows_of_other_kinds_are_left_out(tmp_path):
-  path = tmp_path / 'x.jsonl'
-  lines = [*CPU, {'kind': 'train', 'step': 1}]
-  path.write_text(''.join(json.dumps(row) + '\n' for row in lines))
-  assert kernel_figures.read_rows(path) == CPU
-
-
-@pytest.mark.parametrize(
-  ('line', 'message'),
-  [('{"kind": ', 'line 2: not JSON'), ('3', 'line 2: must be a JSON object')],
-)
-def test_a_damaged_line_is_refused(tmp_path, line, message):
-  path = tmp_path / 'x.jsonl'
-  path.write_text(f'{json.dumps(CPU[0])}\n{line}\n')
-  with pytest.raises(ValueError, match=message):
-    kernel_figures.read_rows(path)
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,8 @@ import json
 import jax.numpy as jnp
 import pytest
 
-from experiments import benchmarking
 from experiments import kernel_tuning
+from experiments import result_rows
 from pallas_kernels.delta_rule import mosaic_gpu
 from pallas_kernels.delta_rule import mosaic_gpu_config
 
@@ -99,7 +99,7 @@ def test_the_table_is_written_when_all_is_measured(tmp_path, measured):
   found = list(kernel_tuning.tune(path, repeats=1))
   assert len(found) == 4 * len(kernel_tuning.SIZES) * len(CANDIDATES)
   assert len(measured) == len(found)
-  assert benchmarking.read_rows(path) == found
+  assert result_rows.read(path) == found
   table = json.loads(mosaic_gpu_config.TABLE.read_text())
   new = [r for r in table if r['device'] == 'cpu']
   assert [(r['K'], r['V']) for r in new] == [
@@ -121,9 +121,9 @@ def test_what_was_measured_on_this_kind_of_device_is_not_again(
   whole = list(kernel_tuning.tune(path, repeats=1))
   elsewhere = whole[3] | {'device': '1 x other', 'seconds': 0.5}
   rows = [elsewhere, *whole[:3], *whole[4:]]
-  path.write_text(benchmarking.to_lines(rows))
+  result_rows.write(path, rows)
   measured.clear()
   again = list(kernel_tuning.tune(path, repeats=1))
   assert len(measured) == 1
   assert [r['seconds'] for r in again] == [r['seconds'] for r in whole]
-  assert benchmarking.read_rows(path)[:-1] == rows
+  assert result_rows.read(path)[:-1] == rows

@@ -99,9 +99,9 @@ sleep 20 >/dev/null & wait
 def test_a_pod_succeeds_only_when_the_run_is_finished(
   jobset, tmp_path, status, is_finished, expected
 ):
-  process = start_pod(jobset, tmp_path, STATUS=str(status))
   if is_finished:
     (tmp_path / 'report.json').touch()
+  process = start_pod(jobset, tmp_path, STATUS=str(status))
   process.communicate(timeout=10)
   assert process.returncode == expected
 

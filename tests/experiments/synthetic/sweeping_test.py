@@ -78,7 +78,7 @@ def test_a_line_that_is_no_row_is_named(tmp_path):
   path = tmp_path / 'rows.jsonl'
   path.write_text('{"key": "a"}\n{"kind"')
   with pytest.raises(ValueError, match='line 2'):
-    sweeping.read_rows(path)
+    sweeping.run_all([RUN], path, stream=io.StringIO())
 
 
 def test_groups_differ_in_rate_decay_and_seed_alone():

@@ -1,0 +1,79 @@
+"""Files of results: JSONL, a row per measurement, which says where it was made.
+
+A row has a `kind`, by which `plot_results` draws it.
+"""
+
+from collections.abc import Iterable
+import datetime
+import json
+import os
+import pathlib
+from typing import Any
+
+from experiments import atomic_file
+from experiments import environment
+
+Row = dict[str, Any]
+
+
+def origin() -> Row:
+  """Returns what a row of results says about where it comes from."""
+  return {
+    'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
+    'commit': environment.commit(),
+    'device': environment.devices(),
+    'driver': environment.driver(),
+    'versions': environment.versions(),
+    'glibc_tunables': environment.glibc_tunables(),
+  }
+
+
+def _parse(line: str, where: str, needs: str | None) -> Row:
+  try:
+    row = json.loads(line)
+  except json.JSONDecodeError as error:
+    raise ValueError(
+      f'{where}: not JSON ({error}); repair or remove it'
+    ) from error
+  if not isinstance(row, dict) or (needs and needs not in row):
+    wanted = f' with a {needs!r}' if needs else ''
+    raise ValueError(
+      f'{where}: must be a JSON object{wanted}, got {line[:80]!r}; repair or '
+      'remove it'
+    )
+  return row
+
+
+def read(
+  path: str | os.PathLike, *, kind: str | None = None, needs: str | None = None
+) -> list[Row]:
+  """Returns the rows of a file, none if it is not there.
+
+  Args:
+    path: of the file.
+    kind: rows of other kinds are left out; None: all are returned.
+    needs: a field that every row must have.
+
+  Raises:
+    ValueError: a line is no JSON object, or lacks the field.
+  """
+  path = pathlib.Path(path)
+  lines = path.read_text().splitlines() if path.exists() else []
+  rows = [
+    _parse(line, f'{path}, line {number}', needs)
+    for number, line in enumerate(lines, start=1)
+  ]
+  return [row for row in rows if kind is None or row.get('kind') == kind]
+
+
+def write(path: str | os.PathLike | None, rows: Iterable[Row]) -> None:
+  """Replaces a file by these rows, and makes its folder; None: does nothing.
+
+  Raises:
+    OSError: the file cannot be written; the old one is untouched.
+  """
+  if path is None:
+    return
+  path = pathlib.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  atomic_file.replace(path, ''.join(json.dumps(row) + '\n' for row in rows))
