@@ -7,46 +7,22 @@ import re
 import jax
 import pytest
 
-import deltanet_jax
 from experiments.synthetic import config as config_lib
 from experiments.synthetic import group_checkpoint
-from experiments.synthetic import mqar
 from experiments.synthetic import sweeping
 from experiments.synthetic import training
+from tests.experiments.synthetic import tiny_mqar
 
 pytestmark = pytest.mark.usefixtures('standard_promotion')
 
-TASK = mqar.MQARConfig(vocab_size=20, sequence_length=8, num_pairs=2)
-RUN = config_lib.RunConfig(
-  name='mqar',
-  task=TASK,
-  test_task=TASK,
-  model=deltanet_jax.ModelConfig(
-    model_width=16,
-    num_layers=1,
-    num_heads=1,
-    mixers=('delta_net',),
-    dtype='float32',
-    use_mlp=False,
-    delta_net=deltanet_jax.DeltaNetConfig(chunk_size=8),
-  ),
-  block=config_lib.BlockConfig(embedding_dropout=0.1),
-  training=config_lib.TrainingConfig(
-    num_train=256,
-    num_test=64,
-    batch_size=32,
-    num_epochs=3,
-    learning_rate=2e-2,
-    weight_decay=0.0,
-    metric='example',
-  ),
-)
-RUNS = [
-  dataclasses.replace(
-    RUN, training=dataclasses.replace(RUN.training, learning_rate=rate)
-  )
-  for rate in (2e-2, 1e-2)
-]
+
+def _run(rate: float) -> config_lib.RunConfig:
+  run = tiny_mqar.with_training(num_train=256, num_epochs=3, learning_rate=rate)
+  return dataclasses.replace(run, block=_DROPOUT)
+
+
+_DROPOUT = config_lib.BlockConfig(embedding_dropout=0.1)
+RUNS = [_run(2e-2), _run(1e-2)]
 
 
 class Killed(Exception):

@@ -1,52 +1,19 @@
 """Tests of sweeps: runs together equal runs alone; done ones are skipped."""
 
-import dataclasses
 import io
 
 import pytest
 
-import deltanet_jax
 from experiments.synthetic import config as config_lib
-from experiments.synthetic import mqar
 from experiments.synthetic import sweeping
 from experiments.synthetic import training
+from tests.experiments.synthetic import tiny_mqar
 
 pytestmark = pytest.mark.usefixtures('standard_promotion')
 
-TASK = mqar.MQARConfig(vocab_size=20, sequence_length=8, num_pairs=2)
-RUN = config_lib.RunConfig(
-  name='mqar',
-  task=TASK,
-  test_task=TASK,
-  model=deltanet_jax.ModelConfig(
-    model_width=16,
-    num_layers=1,
-    num_heads=1,
-    mixers=('delta_net',),
-    dtype='float32',
-    use_mlp=False,
-    delta_net=deltanet_jax.DeltaNetConfig(chunk_size=8),
-  ),
-  training=config_lib.TrainingConfig(
-    num_train=2048,
-    num_test=64,
-    batch_size=32,
-    num_epochs=2,
-    learning_rate=2e-2,
-    weight_decay=0.0,
-    metric='example',
-  ),
-)
-
-
-def _with(**changes):
-  return dataclasses.replace(
-    RUN, training=dataclasses.replace(RUN.training, **changes)
-  )
-
 
 def test_runs_together_equal_runs_alone_and_sweeps_skip_what_is_done(tmp_path):
-  runs = [RUN, _with(learning_rate=1e-3, seed=1)]
+  runs = [tiny_mqar.RUN, tiny_mqar.with_training(learning_rate=1e-3, seed=1)]
   output, shown = tmp_path / 'rows.jsonl', io.StringIO()
   alone = sweeping.run_all(runs[:1], output, stream=shown)
   together = training.train(runs)
@@ -65,24 +32,26 @@ def test_runs_together_equal_runs_alone_and_sweeps_skip_what_is_done(tmp_path):
 
 
 def test_a_small_model_learns_to_recall():
-  history = training.train([_with(num_epochs=20, stop_accuracy=0.99)])[0]
+  run = tiny_mqar.with_training(num_epochs=20, stop_accuracy=0.99)
+  (history,) = training.train([run])
   assert history.accuracy[-1] >= 0.99
 
 
 def test_a_run_is_in_a_sweep_once():
   with pytest.raises(ValueError, match='every run once'):
-    sweeping.groups([RUN, RUN], most=2)
+    sweeping.groups([tiny_mqar.RUN] * 2, most=2)
 
 
 def test_a_line_that_is_no_row_is_named(tmp_path):
   path = tmp_path / 'rows.jsonl'
   path.write_text('{"key": "a"}\n{"kind"')
   with pytest.raises(ValueError, match='line 2'):
-    sweeping.run_all([RUN], path, stream=io.StringIO())
+    sweeping.run_all([tiny_mqar.RUN], path, stream=io.StringIO())
 
 
 def test_groups_differ_in_rate_decay_and_seed_alone():
-  runs = [_with(seed=i) for i in range(3)] + [_with(batch_size=16)]
+  runs = [tiny_mqar.with_training(seed=i) for i in range(3)]
+  runs.append(tiny_mqar.with_training(batch_size=16))
   assert [len(x) for x in sweeping.groups(runs, most=2)] == [2, 1, 1]
   with pytest.raises(ValueError, match='differ otherwise'):
     training.check_group(runs)
