@@ -169,7 +169,8 @@ def tune(path: pathlib.Path | None, repeats: int) -> Iterator[Row]:
 
   Args:
     path: JSONL, which gets every row once it is measured; rows of this kind of
-      device that it has are taken from it. None means `MEASURED`.
+      device and commit that it has are taken from it, those of other commits
+      go. None means `MEASURED`.
     repeats: most timed calls of each.
 
   Raises:
@@ -179,8 +180,12 @@ def tune(path: pathlib.Path | None, repeats: int) -> Iterator[Row]:
   if reason:
     raise NotImplementedError(f'the kernels cannot be measured: {reason}')
   path = path or MEASURED
-  stored = result_rows.read(path)
-  here = environment.devices()
+  here, commit = environment.devices(), environment.commit()
+  stored = [
+    row
+    for row in result_rows.read(path)
+    if row['device'] != here or row['commit'] == commit
+  ]
   known = [row for row in stored if row['device'] == here]
   found = []
   for row in rows(known=known, repeats=repeats):

@@ -41,7 +41,7 @@ class Config:
   stages: int = 2
   registers: tuple[int, int] = (240, 24)
   processors: int = 132
-  inverse_groups: int = 3
+  inverse_groups: int = 1
   save_inverse: bool = True
   interpret: object = None
 

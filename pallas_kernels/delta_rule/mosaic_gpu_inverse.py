@@ -9,8 +9,12 @@ two of them into one of 2 s,
 
 No power of A is formed: for nearly parallel keys and beta near 2 the powers
 grow by orders of magnitude before they cancel. All products take pairs (see
-`mosaic_gpu_utils`). X A_s is X A in the blocks of A_s, so A is stored once. The
-products are of quarters of 32 tokens: until the last join all others are 0.
+`mosaic_gpu_utils`). X A_s is X A in the blocks of A_s, so A is stored once.
+
+Until the last join all is 0 outside of the quarters of 32 tokens on the
+diagonal. So X is kept as these two, one above the other, [C, 32]: a product
+multiplies both by either quarter of the other factor, and of the two results
+the rows are taken that belong together.
 """
 
 import jax
@@ -24,15 +28,9 @@ from pallas_kernels.delta_rule import mosaic_gpu_layout as layout
 
 _C = layout.CHUNK
 _HALF = _C // 2
-_HALVES = (0, 1)
 
 
-def _columns(half):
-  """Returns the slice of the columns of a half in registers."""
-  return slice(half * _HALF, (half + 1) * _HALF)
-
-
-def _block(pair_s, rows, columns):
+def _quarter(pair_s, rows, columns):
   """Returns a quarter of both matrices of a pair in shared memory."""
   columns = layout.block(columns, _HALF)
   starts = (rows * _HALF, _C + rows * _HALF)
@@ -56,43 +54,49 @@ def _joining(difference, x, level):
   return utils.cast(jnp.where(difference >> level == 1, x, 0.0))
 
 
-def _times(parts, pair_s, *quarters):
-  """Returns products of columns of a pair with quarters of one in memory."""
-  return utils.matmuls(
-    *(
-      utils.split_products(
-        [part[:, _columns(rows)] for part in parts],
-        _block(pair_s, rows, columns),
-      )
-      for rows, columns in quarters
-    )
-  )
+def _by_quarter(is_second, first, second):
+  """Returns the first half of the rows of `first`, the second of `second`."""
+  return utils.cast(jnp.where(is_second, second, first))
 
 
-def _invert(a, difference, a_s, x_s):
+def _times(parts, is_second, pair_s, quarters):
+  """Returns the products of two quarters in registers with two in memory."""
+  products = [
+    utils.split_products(parts, _quarter(pair_s, *quarter))
+    for quarter in quarters
+  ]
+  return _by_quarter(is_second, *utils.matmuls(*products))
+
+
+def _invert(a, a_s, x_s):
   """Returns (I + a)^-1, float32 [C, C]; the pairs are scratch."""
   _store(a, a_s)
-  x = jnp.where(difference == 0, 1.0, 0.0) - _joining(difference, a, 0)
+  row, column = utils.indices(_C, _HALF)
+  is_second = row >= _HALF
+  difference = (row & (_HALF - 1)) ^ column
+  diagonal = _by_quarter(is_second, a[:, :_HALF], a[:, _HALF:])
+  x = jnp.where(difference == 0, 1.0, 0.0) - _joining(difference, diagonal, 0)
   x = utils.cast(x)
   for level in range(1, _HALF.bit_length() - 1):
-    # X is 0 outside of the quarters on the diagonal.
     x_parts = _store(x, x_s)
-    z = jnp.concatenate(_times(x_parts, a_s, (0, 0), (1, 1)), axis=1)
+    z = _times(x_parts, is_second, a_s, ((0, 0), (1, 1)))
     z_parts = utils.split(_joining(difference, z, level))
-    x -= jnp.concatenate(_times(z_parts, x_s, (0, 0), (1, 1)), axis=1)
+    x -= _times(z_parts, is_second, x_s, ((0, 0), (1, 0)))
   x_parts = _store(x, x_s)
-  # Z has columns of the first half alone, X_00 too.
-  (z,) = _times(x_parts, a_s, (1, 0))
-  (joined,) = _times(utils.split(z), x_s, (0, 0))
-  first, second = (x[:, _columns(half)] for half in _HALVES)
-  return jnp.concatenate([first - joined, second], axis=1)
+  # The second halves of these rows are of the quarter below the diagonal.
+  z = utils.matmul(utils.split_products(x_parts, _quarter(a_s, 1, 0)))
+  below = utils.split_products(utils.split(z), _quarter(x_s, 0, 0))
+  joined = utils.matmul(below)
+  # Were it negated, the assembler would let the products wait for one another.
+  joined = utils.cast(jnp.where(is_second, joined, 0.0))
+  upper = utils.cast(jnp.where(is_second, 0.0, x))
+  lower = utils.cast(jnp.where(is_second, x, 0.0))
+  return jnp.concatenate([upper - joined, lower], axis=1)
 
 
 def _compute(k_s, rows_s, beta_s, sum_s, a_s, x_s, sizes):
-  """Stores the pair T of a chunk in `x_s`."""
+  """Stores the pair T of a chunk in `a_s`; `x_s` is scratch."""
   gram = utils.matmul([(k_s, utils.transposed(k_s))])
-  beta = utils.load_rows(rows_s.at[layout.BETA])
-  gram = gram * utils.over_rows(beta, _C)
   row, column = utils.indices(_C, _C)
   if sizes.gated:
     by_row = utils.load_rows(rows_s.at[layout.SUM])
@@ -100,8 +104,10 @@ def _compute(k_s, rows_s, beta_s, sum_s, a_s, x_s, sizes):
     a = gram * layout.decays(by_row, by_column, row > column)
   else:
     a = utils.cast(jnp.where(row > column, gram, 0.0))
-  x = _invert(a, row ^ column, a_s, x_s)
-  _store(x * utils.over_columns(utils.load_columns(beta_s), _C), x_s)
+  beta = utils.load_rows(rows_s.at[layout.BETA])
+  a = a * utils.over_rows(beta, _C)
+  x = _invert(a, a_s, x_s)
+  _store(x * utils.over_columns(utils.load_columns(beta_s), _C), a_s)
 
 
 def inverse(
@@ -141,8 +147,8 @@ def inverse(
         plgpu.copy_gmem_to_smem(rows_g.at[index, layout.SUM], sum_s, full)
       plgpu.barrier_wait(full)
       _compute(k_s, rows_s, beta_s, sum_s, a_s, x_s, sizes)
-      plgpu.copy_smem_to_gmem(x_s, t_g.at[index])
-      plgpu.wait_smem_to_gmem(0)
+      plgpu.copy_smem_to_gmem(a_s, t_g.at[index])
+      plgpu.wait_smem_to_gmem(0, wait_read_only=True)
 
   return plgpu.kernel(
     kernel,
@@ -153,7 +159,7 @@ def inverse(
       plgpu.SMEM((groups, _C), jnp.float32),
       plgpu.SMEM((groups, _C), jnp.float32),
       utils.shared(groups, 2 * _C, _C, tile=_HALF),
-      utils.shared(groups, 2 * _C, _C, tile=_HALF),
+      utils.shared(groups, 2 * _C, _HALF, tile=_HALF),
       plgpu.Barrier(num_arrivals=4 if sizes.gated else 3, num_barriers=groups),
     ],
     grid=(-(-count // groups),),

@@ -127,3 +127,15 @@ def test_what_was_measured_on_this_kind_of_device_is_not_again(
   assert len(measured) == 1
   assert [r['seconds'] for r in again] == [r['seconds'] for r in whole]
   assert result_rows.read(path)[:-1] == rows
+
+
+def test_what_another_commit_measured_is_measured_anew(tmp_path, measured):
+  path = tmp_path / 'rows.jsonl'
+  whole = list(kernel_tuning.tune(path, repeats=1))
+  elsewhere = whole[0] | {'device': '1 x other', 'commit': 'old'}
+  old = [row | {'commit': 'old'} for row in whole]
+  result_rows.write(path, [elsewhere, *old])
+  measured.clear()
+  again = list(kernel_tuning.tune(path, repeats=1))
+  assert len(measured) == len(again) == len(whole)
+  assert result_rows.read(path) == [elsewhere, *again]
