@@ -64,11 +64,18 @@ def save(
 
 
 def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
+  contents = io.BytesIO(path.read_bytes())
   try:
-    with path.open('rb') as source, np.load(source, allow_pickle=False) as file:
+    with np.load(contents, allow_pickle=False) as file:
       arrays = {name: file[name] for name in file.files}
     return {_RUNS: arrays.pop(_RUNS), **arrays}
-  except (EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+  except (
+    EOFError,
+    KeyError,
+    RuntimeError,
+    ValueError,
+    zipfile.BadZipFile,
+  ) as error:
     raise ValueError(f'{path} is damaged ({error}); remove it') from error
 
 

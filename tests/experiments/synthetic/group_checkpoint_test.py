@@ -5,6 +5,8 @@ import io
 import re
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from experiments.synthetic import config as config_lib
@@ -78,6 +80,27 @@ def test_damage_other_runs_and_another_model_are_refused(stopped):
   stopped.write_bytes(contents[:100])
   with pytest.raises(ValueError, match='is damaged'):
     group_checkpoint.run_keys(stopped)
+
+
+def test_a_flipped_bit_is_found_or_harmless(tmp_path):
+  path = tmp_path / 'file.npz'
+  states = {'x': jnp.arange(20.0), 'key': jax.random.key(3)}
+  group_checkpoint.save(path, RUNS, states, [training.History(loss=[0.5])])
+  contents = path.read_bytes()
+  found = 0
+  for index in range(len(contents)):
+    damaged = bytearray(contents)
+    damaged[index] ^= 1 << index % 8
+    path.write_bytes(damaged)
+    try:
+      loaded, histories = group_checkpoint.load(path, RUNS, states)
+    except ValueError:
+      found += 1
+      continue
+    np.testing.assert_array_equal(loaded['x'], states['x'])
+    assert loaded['key'] == states['key']
+    assert histories[0]['loss'] == [0.5]
+  assert found > len(contents) // 2
 
 
 def test_a_leaf_of_another_shape_is_named(tmp_path):
