@@ -11,6 +11,7 @@ from concurrent import futures
 import functools
 import itertools
 import math
+import os
 import pathlib
 import statistics
 from typing import Any
@@ -164,7 +165,7 @@ def best(found: Sequence[Row], device: str) -> list[Row]:
   return table
 
 
-def tune(path: pathlib.Path | None, repeats: int) -> Iterator[Row]:
+def tune(path: str | os.PathLike | None, repeats: int) -> Iterator[Row]:
   """Yields the rows of all candidates, then writes the table.
 
   Args:

@@ -115,11 +115,10 @@ def _has_channels(g) -> bool:
 def _default_chunk(q, v, g) -> int:
   key_dim, value_dim = q.shape[-1], v.shape[-1]
   if q.dtype == jnp.float32:
-    if _has_channels(g):
-      return 32  # the pairs of a chunk cost K products each
     # More keys than dimensions depend on one another, sums over X cancel, and
     # in chunks that are longer yet they lose digits.
-    return min(64, key_dim)
+    # With a decay per channel each pair of a chunk costs K products.
+    return min(32 if _has_channels(g) else 64, key_dim)
   return 32 if max(key_dim, value_dim) <= 64 else 64
 
 
@@ -136,9 +135,8 @@ def _run(inputs: group.Inputs, scale, initial_state, segment_ids, chunk_size):
   if q.dtype == jnp.float64:
     raise NotImplementedError('it computes in float32, got float64 inputs')
   length, n = q.shape[1], v.shape[1] // q.shape[1]
-  chunk = max(
-    1, (chunk_size or _default_chunk(q, v, inputs.g)) // n
-  )  # in tokens
+  chunk_size = chunk_size or _default_chunk(q, v, inputs.g)
+  chunk = max(1, chunk_size // n)  # in tokens
   layout = chunking.layout(
     n * length, n * chunk, _chunks_per_group(q, v, inputs.g)
   )
