@@ -22,19 +22,20 @@ TILE = 64  # Rows of a tile, and columns of a swizzled row of shared memory.
 LAYOUT = plgpu.Layout.WGMMA
 
 
-def shared(*shape: int, tile: int = TILE) -> plgpu.SMEM:
-  """Returns scratch for bfloat16 operands.
+def shared(*shape: int, tile: int = TILE, dtype=jnp.bfloat16) -> plgpu.SMEM:
+  """Returns scratch for operands, or for what is loaded and stored by tiles.
 
   Args:
     *shape: rows are a multiple of `tile` long.
-    tile: columns that are swizzled together, 16, 32 or 64: what is sliced must
-      be a multiple of it.
+    tile: columns that are swizzled together, 32 to 128 bytes of them: what is
+      sliced must be a multiple of it.
+    dtype: of the elements.
   """
   transforms = (
     plgpu.TilingTransform((8, tile)),
-    plgpu.SwizzleTransform(2 * tile),
+    plgpu.SwizzleTransform(tile * jnp.dtype(dtype).itemsize),
   )
-  return plgpu.SMEM(shape, jnp.bfloat16, transforms=transforms)
+  return plgpu.SMEM(shape, dtype, transforms=transforms)
 
 
 def cast(x: jax.Array) -> jax.Array:
@@ -154,7 +155,7 @@ def indices(rows: int, columns: int) -> tuple[jax.Array, jax.Array]:
 
 
 def load_tile(ref) -> jax.Array:
-  """Returns a bfloat16 tile of shared memory as float32 in registers."""
+  """Returns a tile of shared memory as float32 in registers."""
   return plgpu.load(ref, layout=LAYOUT).astype(jnp.float32)
 
 

@@ -28,7 +28,7 @@ memory and in products of two 64 x 64 matrices per chunk, each of which is
 so 1,792 bytes and 0.41 million operations forward, 7,168 bytes and 0.93 million
 backward with T kept; beside it beta, 4 bytes for the first and 8 for what the
 last finds of its gradient. Decays add 12 bytes to what each of the first reads,
-16 to the next three and 48 to what chunk_bwd reads and writes. The two blocks
+16 to the next three and 40 to what chunk_bwd reads and writes. The two blocks
 of threads that share a row in recurrence and states read q, k and T twice, the
 second time from the cache. X, dV, T and the matrices within a chunk are pairs
 of bfloat16 (`mosaic_gpu_utils`), which is a third to a half of the products:
@@ -263,9 +263,8 @@ def _decay_gradient(rows: jax.Array, lines, found, sizes: layout.Sizes):
   The decay of token s is in entry_t and in D_tj, j < s, of the tokens t >= s,
   in exit_t of those before it, and in keep.
   """
-  later = lines[:, chunk_bwd.READ] + lines[:, chunk_bwd.INNER]
-  later = jax.lax.cumsum(later, axis=1, reverse=True)
-  earlier = jnp.cumsum(lines[:, chunk_bwd.WRITE], axis=1)
+  later = jax.lax.cumsum(lines[:, chunk_bwd.LATER], axis=1, reverse=True)
+  earlier = jnp.cumsum(lines[:, chunk_bwd.EARLIER], axis=1)
   earlier = jnp.pad(earlier[:, :-1], ((0, 0), (1, 0)))
   whole = rows[:, layout.ENTRY, -1:] * jnp.sum(
     found.whole, axis=1, keepdims=True

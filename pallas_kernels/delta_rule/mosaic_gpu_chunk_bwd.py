@@ -11,13 +11,14 @@ leaves it, and the pairs X and dV that the recurrences found,
 
 (X = beta times the error that it corrects, dV = beta times the gradient of R.)
 The diagonals carry no decay and are taken element by element. What the decays
-need are one number per token,
+need are two numbers per token,
 
-    read  = entry rowsum(scale Q (dO S^T) - K (dV S^T))
-    write = -exit rowsum(K (X M^T))
-    inner = rowsum(Q (B K) - K (B^T Q) - K (G K) + K (G^T K)),
+    later = rowsum(scale entry Q (dO S^T) + Q (B K) - entry K (dV S^T)
+                   - K (G K) - K (B^T Q) + K (G^T K))
+    earlier = -exit rowsum(K (X M^T)),
 
-and one per channel of K, whole = -rowsum(S M).
+and one per channel of K, whole = -rowsum(S M). Found are -dQ and -dK, whose
+products then all have one sign, -B and G, and are added up where they began.
 
 A block of threads is one warpgroup and has 64 columns of K; those of one chunk
 come one after the other, so that the second finds in the cache what both read.
@@ -40,7 +41,7 @@ _C = layout.CHUNK
 _W = utils.TILE
 _OF_VALUES = ('do', 'x_high', 'x_low', 'dv', 'dv_low')
 _OF_STATES = ('states', 'minus')
-BETA_SQUARED, READ, WRITE, INNER = range(4)  # Lines of the results per token.
+BETA_SQUARED, LATER, EARLIER = range(3)  # Lines of the results per token.
 
 
 class Gradients(NamedTuple):
@@ -52,7 +53,7 @@ class Gradients(NamedTuple):
 
   dq: jax.Array  # [B, T, HV K] bfloat16
   dk: jax.Array  # [B, T, HV K] bfloat16
-  lines: jax.Array  # [R N, K / 64, 1 or 4, C] float32
+  lines: jax.Array  # [R N, K / 64, 1 or 3, C] float32
   whole: jax.Array | None  # [R N, K] float32
 
 
@@ -91,18 +92,20 @@ def _along(x, ref):
 
 
 def _through_states(sums: _Sums, s, sizes):
-  """Returns what dQ and dK owe to S and M; stores `read` and `write`."""
-  reads = sums.reads * sizes.scale
+  """Returns what -dQ and -dK owe to S, without decay -dK also what to M.
+
+  With decays `writes` and `earlier` are stored; registers are few.
+  """
+  reads = (0.0 - sums.reads) * sizes.scale
   if not sizes.gated:
-    return reads, -sums.corrections
-  rows, lines = s['rows'], s['lines']
-  entry = utils.over_rows(utils.load_rows(rows.at[layout.ENTRY]), _W)
+    return reads, sums.corrections
+  rows = s['rows']
   exit_ = utils.over_rows(utils.load_rows(rows.at[layout.EXIT]), _W)
-  reads, corrections = reads * entry, sums.corrections * entry
   writes = sums.writes * exit_
-  lines.at[READ][...] = _along(reads, s['q']) - _along(corrections, s['k'])
-  lines.at[WRITE][...] = -_along(writes, s['k'])
-  return reads, -corrections - writes
+  s['writes'][...] = writes
+  s['lines'].at[EARLIER][...] = -_along(writes, s['k'])
+  entry = utils.over_rows(utils.load_rows(rows.at[layout.ENTRY]), _W)
+  return reads * entry, sums.corrections * entry
 
 
 def _own(x, row, column):
@@ -110,7 +113,7 @@ def _own(x, row, column):
 
 
 def _store_within(sums: _Sums, s, sizes):
-  """Stores the pairs B and G and the diagonal of dV X^T; returns b."""
+  """Stores the pairs -B and G and the diagonal of dV X^T; returns -b."""
   row, column = utils.indices(_C, _C)
   if sizes.gated:
     by_row = utils.load_rows(s['rows'].at[layout.SUM])
@@ -125,38 +128,34 @@ def _store_within(sums: _Sums, s, sizes):
   b, g = _pairs(s)
   s['lines'].at[BETA_SQUARED][...] = _own(sums.of_values, row, column)
   utils.store_split(strict(sums.of_values), g)
-  scores = sums.of_queries * sizes.scale
+  scores = (0.0 - sums.of_queries) * sizes.scale
   own = _own(scores, row, column)
   utils.store_split(strict(scores), b)
   return own
 
 
 def _add_within(dq, dk, s, sizes):
-  """Returns dQ and dK with the products of B and G; stores `inner`."""
+  """Returns -dQ and -dK with the products of B and G; stores `later`."""
   b, g = _pairs(s)
   q, k = s['q'], s['k']
   of_query = utils.half_products(b, k)
   of_key = utils.half_products(utils.transposed_pair(b), q)
-  earlier = utils.half_products(g, k)
-  later = utils.half_products(utils.transposed_pair(g), k)
+  of_key += utils.half_products(utils.transposed_pair(g), k)
+  corrected = utils.half_products(g, k)
   if not sizes.gated:
-    found = utils.matmuls(of_query, of_key, earlier + later)
-    return dq + found[0], dk + found[1] - found[2]
-  # One after the other, which takes the fewest registers.
-  within = utils.matmul(of_query)
-  dq, inner = dq + within, _along(within, q)
-  within = utils.matmul(of_key)
-  dk, inner = dk + within, inner - _along(within, k)
-  within = utils.matmul(earlier)
-  dk, inner = dk - within, inner - _along(within, k)
-  within = utils.matmul(later)
-  s['lines'].at[INNER][...] = inner + _along(within, k)
-  return dq, dk - within
+    return utils.accumulate((dq, of_query), (dk, corrected + of_key))
+  dq, dk = utils.accumulate((dq, of_query), (dk, corrected))
+  later = _along(dq, q) + _along(dk, k)
+  written = utils.matmul(of_key)
+  s['lines'].at[LATER][...] = _along(written, k) - later
+  return dq, dk + written + utils.load_tile(s['writes'])
 
 
-def _whole(s):
+def _add_whole(s, n):
+  """Adds to `whole` what a block of V gives."""
   state, minus = (utils.load_tile(s[name]) for name in _OF_STATES)
-  return -(state * minus).sum(axis=1)
+  part = (state * minus).sum(axis=1)
+  s['whole'][...] = utils.load_rows(s['whole']) - part if n else -part
 
 
 class _Place(NamedTuple):
@@ -211,14 +210,16 @@ def _copy_in(refs, s, here, sizes, n):
 
 
 def _over_values(refs, s, here, sizes):
-  """Returns the sums over all blocks of V, and those over S M."""
-  sums = whole = None
+  """Returns the sums over all blocks of V.
+
+  `whole` is made of all of them but the last, which waits for registers.
+  """
+  sums = None
   for n in range(sizes.value_blocks):
     _copy_in(refs, s, here, sizes, n)
     plgpu.barrier_wait(s['full'])
-    if sizes.gated:
-      part = _whole(s)
-      whole = part if whole is None else whole + part
+    if sizes.gated and n < sizes.value_blocks - 1:
+      _add_whole(s, n)
     products = _products(s, sizes.gated)
     if sums is None:
       sums = utils.matmuls(*products)
@@ -226,13 +227,13 @@ def _over_values(refs, s, here, sizes):
       sums = utils.accumulate(*zip(sums, products, strict=True))
     # What was read must be read before it is copied to or stored to again.
     plgpu.commit_smem()
-  return _Sums(*sums, *([] if sizes.gated else [None])), whole
+  return _Sums(*sums, *([] if sizes.gated else [None]))
 
 
 def _compute(refs, s, sizes):
   """What a block of threads does."""
   here = _place(sizes)
-  sums, whole = _over_values(refs, s, here, sizes)
+  sums = _over_values(refs, s, here, sizes)
   plgpu.barrier_wait(s['ready'])
   dq, dk = _through_states(sums, s, sizes)
   own = utils.over_rows(_store_within(sums, s, sizes), _W)
@@ -240,9 +241,9 @@ def _compute(refs, s, sizes):
   q, k = s['q'], s['k']
   dq, dk = dq + own * utils.load_tile(k), dk + own * utils.load_tile(q)
   for ref, value in ((q, dq), (k, dk)):
-    ref[...] = value.astype(jnp.bfloat16)
+    ref[...] = (0.0 - value).astype(jnp.bfloat16)
   if sizes.gated:
-    s['whole'][...] = whole
+    _add_whole(s, sizes.value_blocks - 1)
   plgpu.commit_smem()
   for name, ref in (('dq', q), ('dk', k)):
     part = refs[name].at[here.batch, here.tokens, here.write]
@@ -254,12 +255,17 @@ def _compute(refs, s, sizes):
   plgpu.wait_smem_to_gmem(0)
 
 
+def _lines(sizes):
+  """Returns the lines of the results per token."""
+  return 3 if sizes.gated else 1
+
+
 def _scratch(sizes):
   """Returns the scratch by name."""
   tiles = ('q', 'k', *_OF_VALUES, *_OF_STATES)
   scratch = {name: utils.shared(_C, _W) for name in tiles}
   scratch |= {
-    'lines': plgpu.SMEM((sizes.lines, _C), jnp.float32),
+    'lines': plgpu.SMEM((_lines(sizes), _C), jnp.float32),
     'ready': plgpu.Barrier(num_arrivals=4 if sizes.gated else 2),
     'full': plgpu.Barrier(num_arrivals=len(_OF_VALUES) + len(_OF_STATES)),
   }
@@ -268,6 +274,7 @@ def _scratch(sizes):
       'rows': plgpu.SMEM((sizes.lines, _C), jnp.float32),
       'sums': plgpu.SMEM((_C,), jnp.float32),
       'whole': plgpu.SMEM((_W,), jnp.float32),
+      'writes': utils.shared(_C, _W, tile=_W // 2, dtype=jnp.float32),
     }
   return scratch
 
@@ -276,7 +283,7 @@ def _results(sizes):
   """Returns shapes and dtypes of the results by name."""
   count = sizes.rows * sizes.chunks
   keys = (sizes.B, sizes.T, sizes.HV * sizes.K)
-  lines = (count, sizes.key_blocks, sizes.lines, _C)
+  lines = (count, sizes.key_blocks, _lines(sizes), _C)
   results = {
     'dq': jax.ShapeDtypeStruct(keys, jnp.bfloat16),
     'dk': jax.ShapeDtypeStruct(keys, jnp.bfloat16),

@@ -18,11 +18,6 @@ def compiler():
     (pytest.fail if os.environ.get('CI') else pytest.skip)(reason)
 
 
-# What spills: sums over 64 columns of V that wait for their decays.
-SPILLING = (
-  ('delta_rule_chunk_bwd', 64, 'head'),
-  ('delta_rule_chunk_bwd', 128, 'head'),
-)
 KERNELS = tuple(
   f'delta_rule_{name}'
   for name in ('inverse', 'recurrence', 'states', 'recurrence_bwd', 'chunk_bwd')
@@ -47,10 +42,7 @@ def test_all_kernels_are_compiled_at_every_size():
 @pytest.mark.parametrize('gate', kernel_compilation.GATES)
 @pytest.mark.parametrize('head_dim', kernel_compilation.HEAD_DIMS)
 @pytest.mark.parametrize('kernel', KERNELS)
-def test_a_kernel_keeps_its_gates(request, kernel, head_dim, gate):
-  if (kernel, head_dim, gate) in SPILLING:
-    reason = 'it spills registers, which its gate forbids'
-    request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
+def test_a_kernel_keeps_its_gates(kernel, head_dim, gate):
   found = [
     row
     for row in _rows()
