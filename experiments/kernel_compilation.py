@@ -43,9 +43,7 @@ TRAIN_LENGTH = 2048
 MOST_TEMP_BYTES = 70_000_000_000
 
 _CHUNK = 64
-_B, _T = 2, 4096
-# Of 132 processors, two share a row of the first, one has a row of the second.
-_HEADS = {64: (16,), 128: (16, 96)}
+_B, _T, _H = 2, 4096, 16
 _CALL = 'stablehlo.custom_call'
 _MOSAIC = 'mosaic_gpu'
 _BITS = {'bf16': 16, 'f32': 32, 'i32': 32}
@@ -86,19 +84,17 @@ def call_bytes(lowered: jax.stages.Lowered, kernel: str) -> int:
   return sizes[0]
 
 
-def _arguments(
-  head_dim: int, gate: str, heads: int
-) -> dict[str, jax.ShapeDtypeStruct]:
-  x = jax.ShapeDtypeStruct((_B, _T, heads, head_dim), jnp.bfloat16)
-  state = jax.ShapeDtypeStruct((_B, heads, head_dim, head_dim), jnp.float32)
+def _arguments(head_dim: int, gate: str) -> dict[str, jax.ShapeDtypeStruct]:
+  x = jax.ShapeDtypeStruct((_B, _T, _H, head_dim), jnp.bfloat16)
+  state = jax.ShapeDtypeStruct((_B, _H, head_dim, head_dim), jnp.float32)
   arguments = {'q': x, 'k': x, 'v': x, 'initial_state': state}
-  arguments['beta'] = jax.ShapeDtypeStruct((_B, _T, heads), jnp.bfloat16)
+  arguments['beta'] = jax.ShapeDtypeStruct((_B, _T, _H), jnp.bfloat16)
   if gate == 'head':
-    arguments['g'] = jax.ShapeDtypeStruct((_B, _T, heads), jnp.float32)
+    arguments['g'] = jax.ShapeDtypeStruct((_B, _T, _H), jnp.float32)
   return arguments
 
 
-def _passes(head_dim: int, gate: str, heads: int) -> dict[str, tuple[Any, Any]]:
+def _passes(head_dim: int, gate: str) -> dict[str, tuple[Any, Any]]:
   """Returns the jitted function and its arguments, by pass.
 
   The backward pass is a program of its own: what is kept for it goes in.
@@ -108,7 +104,7 @@ def _passes(head_dim: int, gate: str, heads: int) -> dict[str, tuple[Any, Any]]:
   def forward(arguments):
     return jax.vjp(lambda a: run(**a), arguments)
 
-  arguments = _arguments(head_dim, gate, heads)
+  arguments = _arguments(head_dim, gate)
   values, pullback = jax.eval_shape(forward, arguments)
   backward = jax.jit(lambda pullback, cotangents: pullback(cotangents))
   return {
@@ -117,23 +113,18 @@ def _passes(head_dim: int, gate: str, heads: int) -> dict[str, tuple[Any, Any]]:
   }
 
 
-def _blocks_per_chunk(kernel: str, head_dim: int, heads: int) -> float:
+def _blocks_per_chunk(kernel: str, head_dim: int) -> float:
   """Returns how many blocks of threads take part in a chunk of a head."""
-  config = mosaic_gpu_config.config_for(head_dim, head_dim)
-  columns = head_dim // 64
   if kernel == 'delta_rule_inverse':
+    config = mosaic_gpu_config.config_for(head_dim, head_dim)
     return 1 / config.inverse_groups
-  if kernel == 'delta_rule_recurrence_bwd':
-    return columns if 2 * _B * heads <= config.processors else 1
-  return columns
+  return head_dim // 64
 
 
-def _compile_case(
-  target: str, head_dim: int, gate: str, heads: int
-) -> Iterator[Row]:
+def _compile_case(target: str, head_dim: int, gate: str) -> Iterator[Row]:
   """Yields resources and costs of the kernels of both passes."""
-  tokens = _B * _T * heads
-  for name, (function, arguments) in _passes(head_dim, gate, heads).items():
+  tokens = _B * _T * _H
+  for name, (function, arguments) in _passes(head_dim, gate).items():
     with tempfile.TemporaryDirectory() as scratch:
       dump = pathlib.Path(scratch)
       ahead_of_time.compile_for(target, function, arguments, dump)
@@ -141,9 +132,9 @@ def _compile_case(
       for kernel in kernel_resources.kernels(dump):
         row = dataclasses.asdict(kernel_resources.read_kernel(dump, kernel))
         row['bytes_per_token'] = call_bytes(lowered, kernel) / tokens
-        blocks = _blocks_per_chunk(kernel, head_dim, heads)
+        blocks = _blocks_per_chunk(kernel, head_dim)
         row['flops_per_token'] = row.pop('hgmma_flops') * blocks / _CHUNK
-        case = {'head_dim': head_dim, 'gate': gate, 'heads': heads}
+        case = {'head_dim': head_dim, 'gate': gate}
         yield case | {'pass': name} | row
 
 
@@ -154,8 +145,7 @@ def compile_delta_rule(
   return [
     row
     for head_dim, gate in itertools.product(head_dims, gates)
-    for heads in _HEADS[head_dim]
-    for row in _compile_case(target, head_dim, gate, heads)
+    for row in _compile_case(target, head_dim, gate)
   ]
 
 

@@ -14,7 +14,6 @@ FLA_BYTES = {'forward': 5124, 'backward': 12_038}
 _COLUMNS = (
   ('head_dim', '>8'),
   ('gate', '>6'),
-  ('heads', '>7'),
   ('pass', '>10'),
   ('kernel', '>27'),
   ('registers', '>11'),
@@ -58,7 +57,6 @@ def totals(rows: Sequence[Row]) -> Iterator[str]:
       for row in rows
       if row['kind'] == 'kernel_resources'
       and (row['head_dim'], row['gate'], row['pass']) == (128, 'none', name)
-      and row['heads'] == max(r['heads'] for r in rows if 'heads' in r)
     ]
     if found:
       yield (
@@ -73,7 +71,7 @@ def broken(rows: Iterable[Row]) -> Iterator[str]:
   for row in rows:
     where = [
       str(row[name])
-      for name in ('kernel', 'pass', 'head_dim', 'gate', 'heads', 'preset')
+      for name in ('kernel', 'pass', 'head_dim', 'gate', 'preset')
       if name in row
     ]
     for gate in row['broken']:

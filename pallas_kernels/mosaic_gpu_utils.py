@@ -54,17 +54,24 @@ def _issue(accumulators, products) -> None:
       plgpu.wgmma(accumulator, a, b)
 
 
-def matmuls(*products) -> tuple[jax.Array, ...]:
+def matmuls(
+  *products, meanwhile: Callable[[], jax.Array] | None = None
+) -> tuple[jax.Array, ...]:
   """Returns sums of products in float32, all started before the first is read.
 
   Args:
     *products: lists of (a, b): a [M, N] bfloat16 in registers or shared memory,
       b [N, J] in shared memory. A list gives the sum of its a b.
+    meanwhile: what to do while the products are computed; its result is the
+      last of those returned.
   """
 
   def run(*accumulators):
     _issue(accumulators, products)
-    return tuple(cast(accumulator[...]) for accumulator in accumulators)
+    others = (meanwhile(),) if meanwhile else ()
+    return (
+      tuple(cast(accumulator[...]) for accumulator in accumulators) + others
+    )
 
   first = [pairs[0] for pairs in products]
   shapes = [(a.shape[0], b.shape[1]) for a, b in first]
@@ -137,6 +144,15 @@ def half_products(x, y):
 def half_products_of(x, y):
   """Returns the operands of X Y for a bfloat16 matrix X and a pair Y."""
   return [(x, y[1]), (x, y[0])]
+
+
+def load_transposed(ref) -> jax.Array:
+  """Returns the transpose of a bfloat16 tile of shared memory, in registers.
+
+  Threads swap halves of what they load: no product with the identity is needed.
+  """
+  layout = plgpu.Layout.WGMMA_TRANSPOSED
+  return cast(plgpu.load(transposed(ref), layout=layout))
 
 
 def transposed_pair(pair):

@@ -18,25 +18,25 @@ memory and in products of two 64 x 64 matrices per chunk, each of which is
 
     kernel            reads                writes             bytes    products
     inverse           k 256                T 256                512        15.5
-    recurrence        q k v 768, T 256     o 256               1280          34
-    states            k v 512, T 256       S 512, X 512        1792          28
+    recurrence        q k v 768, T 256     o 256               1280          32
+    states            k v 512, T 256       S 512, X 512        1792          18
     recurrence_bwd    q k do 768, T 256    dS 512, dV 512      2048          30
     chunk_bwd         q k do 768,          dq dk 512           3328          56
                       S dS 1024,
                       X dV 1024
 
-so 1,792 bytes and 0.41 million operations forward, 7,168 bytes and 0.93 million
+so 1,792 bytes and 0.39 million operations forward, 7,168 bytes and 0.85 million
 backward with T kept; beside it beta, 4 bytes for the first and 8 for what the
 last finds of its gradient. Decays add 12 bytes to what each of the first reads,
 16 to the next three and 40 to what chunk_bwd reads and writes. The two blocks
-of threads that share a row in recurrence and states read q, k and T twice, the
-second time from the cache. X, dV, T and the matrices within a chunk are pairs
-of bfloat16 (`mosaic_gpu_utils`), which is a third to a half of the products:
-for nearly parallel keys single ones leave errors of some per cent. To store X
-and dV costs 1,280 bytes more than to solve for them again in chunk_bwd, and
-saves it two fifths of its products and two thirds of its shared memory, so that
-copies of one block of threads hide behind the products of another. `states`
-spends 4 products per 64 columns on turning S and X back.
+of threads that share a row in the recurrences read q, k and T twice, the second
+time from the cache. X, dV, T and the matrices within a chunk are pairs of
+bfloat16 (`mosaic_gpu_utils`), which is a third to a half of the products: for
+nearly parallel keys single ones leave errors of some per cent. To store X and
+dV costs 1,280 bytes more than to solve for them again in chunk_bwd, and saves
+it two fifths of its products and two thirds of its shared memory, so that
+copies of one block of threads hide behind the products of another. S, X, M and
+the low part of dV stay transposed, as they were found.
 
 Tokens behind the end are masked in the kernels; only where T is no multiple of
 8 are the arrays copied, padded to the next one. The decays' sums, a few numbers
@@ -236,10 +236,10 @@ def _run_backward(static: _Static, residuals: _Residuals, do, dlast):
     inverse = _invert(static, inputs, rows)
   q, k, v, do = (_flat(x) for x in (inputs.q, inputs.k, inputs.v, do))
   first = _states(inputs.initial_state, sizes)
-  states, *x = recurrence.states(
+  states, x = recurrence.states(
     k, v, inverse, rows, first, sizes, config=config
   )
-  minus, *dv, minus_first = backward.state_gradients(
+  minus, dv, dv_low, minus_first = backward.state_gradients(
     q, k, do, inverse, rows, -_states(dlast, sizes), sizes, config=config
   )
   found = chunk_bwd.gradients(
@@ -251,10 +251,11 @@ def _run_backward(static: _Static, residuals: _Residuals, do, dlast):
     x,
     minus,
     dv,
+    dv_low,
     sizes,
     interpret=config.interpret,
   )
-  return rows, dv[0], found, -minus_first.reshape(inputs.initial_state.shape)
+  return rows, dv, found, -minus_first.reshape(inputs.initial_state.shape)
 
 
 def _decay_gradient(rows: jax.Array, lines, found, sizes: layout.Sizes):

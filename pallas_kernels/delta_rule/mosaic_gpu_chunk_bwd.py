@@ -39,7 +39,6 @@ from pallas_kernels.delta_rule import mosaic_gpu_layout as layout
 
 _C = layout.CHUNK
 _W = utils.TILE
-_OF_VALUES = ('do', 'x_high', 'x_low', 'dv', 'dv_low')
 _OF_STATES = ('states', 'minus')
 BETA_SQUARED, LATER, EARLIER = range(3)  # Lines of the results per token.
 
@@ -67,15 +66,11 @@ class _Sums(NamedTuple):
   writes: jax.Array | None  # X M^T
 
 
-def _pairs(s):
-  return (s['x_high'], s['x_low']), (s['dv'], s['dv_low'])
-
-
 def _products(s, gated):
   """Returns the products of one block of V, in the order of `_Sums`."""
-  x, dv = _pairs(s)
-  x_t = utils.transposed_pair(x)
-  state, minus = (utils.transposed(s[name]) for name in _OF_STATES)
+  x_t = layout.pair(s['x'])
+  x, dv = utils.transposed_pair(x_t), (s['dv'], utils.transposed(s['dv_low']))
+  state, minus = (s[name] for name in _OF_STATES)
   corrections = utils.half_products(dv, state)
   writes = utils.half_products(x, minus)
   return [
@@ -105,7 +100,13 @@ def _through_states(sums: _Sums, s, sizes):
   s['writes'][...] = writes
   s['lines'].at[EARLIER][...] = -_along(writes, s['k'])
   entry = utils.over_rows(utils.load_rows(rows.at[layout.ENTRY]), _W)
-  return reads * entry, sums.corrections * entry
+  s['reads'][...] = reads * entry
+  return s['reads'], sums.corrections * entry
+
+
+def _pairs(s):
+  """Returns scratch for B and G, in the place of X and dV."""
+  return layout.pair(s['x']), (s['dv'], s['dv_low'])
 
 
 def _own(x, row, column):
@@ -144,7 +145,7 @@ def _add_within(dq, dk, s, sizes):
   corrected = utils.half_products(g, k)
   if not sizes.gated:
     return utils.accumulate((dq, of_query), (dk, corrected + of_key))
-  dq, dk = utils.accumulate((dq, of_query), (dk, corrected))
+  dq, dk = utils.accumulate((utils.load_tile(dq), of_query), (dk, corrected))
   later = _along(dq, q) + _along(dk, k)
   written = utils.matmul(of_key)
   s['lines'].at[LATER][...] = _along(written, k) - later
@@ -153,7 +154,9 @@ def _add_within(dq, dk, s, sizes):
 
 def _add_whole(s, n):
   """Adds to `whole` what a block of V gives."""
-  state, minus = (utils.load_tile(s[name]) for name in _OF_STATES)
+  state, minus = (
+    utils.load_transposed(s[name]).astype(jnp.float32) for name in _OF_STATES
+  )
   part = (state * minus).sum(axis=1)
   s['whole'][...] = utils.load_rows(s['whole']) - part if n else -part
 
@@ -199,14 +202,16 @@ def _copy_in(refs, s, here, sizes, n):
       part = refs['rows'].at[here.index, layout.SUM]
       plgpu.copy_gmem_to_smem(part, s['sums'], s['ready'])
   values = pl.ds(here.value * sizes.V + n * _W, _W)
-  for name in _OF_VALUES:
+  for name in ('do', 'dv'):
     part = refs[name].at[here.batch, here.tokens, values]
     plgpu.copy_gmem_to_smem(part, s[name], s['full'])
+  columns = layout.block(n)
   for name in _OF_STATES:
-    part = refs[name].at[
-      here.index, layout.block(here.block), pl.ds(n * _W, _W)
-    ]
+    part = refs[name].at[here.index, columns, layout.block(here.block)]
     plgpu.copy_gmem_to_smem(part, s[name], s['full'])
+  part = refs['dv_low'].at[here.index, columns]
+  plgpu.copy_gmem_to_smem(part, s['dv_low'], s['full'])
+  plgpu.copy_gmem_to_smem(refs['x'].at[here.index, n], s['x'], s['full'])
 
 
 def _over_values(refs, s, here, sizes):
@@ -262,18 +267,20 @@ def _lines(sizes):
 
 def _scratch(sizes):
   """Returns the scratch by name."""
-  tiles = ('q', 'k', *_OF_VALUES, *_OF_STATES)
+  tiles = ('q', 'k', 'do', 'dv', 'dv_low', *_OF_STATES)
   scratch = {name: utils.shared(_C, _W) for name in tiles}
   scratch |= {
+    'x': utils.shared(2 * _W, _C),
     'lines': plgpu.SMEM((_lines(sizes), _C), jnp.float32),
     'ready': plgpu.Barrier(num_arrivals=4 if sizes.gated else 2),
-    'full': plgpu.Barrier(num_arrivals=len(_OF_VALUES) + len(_OF_STATES)),
+    'full': plgpu.Barrier(num_arrivals=6),
   }
   if sizes.gated:
     scratch |= {
       'rows': plgpu.SMEM((sizes.lines, _C), jnp.float32),
       'sums': plgpu.SMEM((_C,), jnp.float32),
       'whole': plgpu.SMEM((_W,), jnp.float32),
+      'reads': utils.shared(_C, _W, tile=_W // 2, dtype=jnp.float32),
       'writes': utils.shared(_C, _W, tile=_W // 2, dtype=jnp.float32),
     }
   return scratch
@@ -295,7 +302,7 @@ def _results(sizes):
 
 
 def gradients(
-  q, k, do, rows, states, x, minus, dv, sizes, *, interpret=None
+  q, k, do, rows, states, x, minus, dv, dv_low, sizes, *, interpret=None
 ) -> Gradients:
   """Returns the gradients of q and k, and what those of beta and g are made of.
 
@@ -304,15 +311,16 @@ def gradients(
     k: keys.
     do: gradient of the outputs.
     rows: strengths and decays.
-    states: entering each chunk, bfloat16 [R N, K, V].
-    x: pair X, bfloat16 [B, T, HV V] each.
+    states: entering each chunk.
+    x: pairs X.
     minus: M of each chunk, like `states`.
-    dv: pair dV, like `x`.
+    dv: high parts of dV, bfloat16 [B, T, HV V].
+    dv_low: low parts, transposed, bfloat16 [R N, V, C].
     sizes: of the call.
     interpret: None, or how to interpret the kernel.
   """
-  inputs = {'q': q, 'k': k, 'do': do, 'x_high': x[0], 'x_low': x[1]}
-  inputs |= {'dv': dv[0], 'dv_low': dv[1], 'states': states, 'minus': minus}
+  inputs = {'q': q, 'k': k, 'do': do, 'states': states, 'x': x}
+  inputs |= {'minus': minus, 'dv': dv, 'dv_low': dv_low}
   inputs |= {'rows': rows} if sizes.gated else {}
   results = _results(sizes)
   names = [*inputs, *results]

@@ -29,9 +29,6 @@ class Config:
 
   Attributes:
     stages: chunks in shared memory at a time, in the recurrences.
-    registers: of a thread that computes and of one that copies, there.
-    processors: of the device; where rows are at most half of them, two share a
-      row.
     inverse_groups: chunks that a block of threads inverts at a time.
     save_inverse: keep T for the backward pass (256 bytes per token and head)
       rather than take it anew.
@@ -39,22 +36,16 @@ class Config:
   """
 
   stages: int = 2
-  registers: tuple[int, int] = (240, 24)
-  processors: int = 132
   inverse_groups: int = 1
   save_inverse: bool = True
   interpret: object = None
 
   def __post_init__(self):
-    for name in ('stages', 'processors', 'inverse_groups'):
+    for name in TUNED:
       if getattr(self, name) < 1:
         raise ValueError(
           f'{name} must be at least 1, got {getattr(self, name)}'
         )
-    if any(n % 8 or not 24 <= n <= 256 for n in self.registers):
-      raise ValueError(
-        f'registers must be multiples of 8 from 24 to 256, got {self.registers}'
-      )
 
 
 def candidates() -> Iterator[Config]:

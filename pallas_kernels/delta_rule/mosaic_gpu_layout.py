@@ -6,7 +6,8 @@ HV rows times value heads, V and K cut into blocks of 64. Arrays:
     q, k      [B, T, H K] bfloat16     v, o, do  [B, T, HV V] bfloat16
     inverse   [R N, 2 C, C] bfloat16, the pair T_hi over T_lo
     rows      [R N, 1 or 4, C] float32: beta (, entry, exit, b)
-    states    [R N, K, V] bfloat16, entering each chunk
+    states    [R N, V, K] bfloat16, entering each chunk, transposed
+    x         [R N, V / 64, 128, C] bfloat16, pairs X_hi^T over X_lo^T
 
 b_t = sum_{s <= t} g_s runs from the start of the chunk. A reset of the state is
 a decay by exp(-128), which float32 rounds to 0. T is a multiple of 8, but need
@@ -16,6 +17,7 @@ dropped, and beta is padded with zeros, so that nothing is written to the state.
 
 from typing import NamedTuple
 
+import jax
 from jax import lax
 from jax.experimental import pallas as pl
 import jax.numpy as jnp
@@ -64,6 +66,18 @@ class Sizes(NamedTuple):
     return self.V // utils.TILE
 
 
+def states(sizes: Sizes) -> jax.ShapeDtypeStruct:
+  """Returns what an array of states, one for each chunk, is."""
+  shape = (sizes.rows * sizes.chunks, sizes.V, sizes.K)
+  return jax.ShapeDtypeStruct(shape, jnp.bfloat16)
+
+
+def transposed_pairs(sizes: Sizes) -> jax.ShapeDtypeStruct:
+  """Returns what an array of pairs like `x` is."""
+  shape = (sizes.rows * sizes.chunks, sizes.value_blocks, 2 * utils.TILE, CHUNK)
+  return jax.ShapeDtypeStruct(shape, jnp.bfloat16)
+
+
 class Place(NamedTuple):
   """Where a recurrence is in q, k (`key`) and v, o (`value`)."""
 
@@ -81,19 +95,29 @@ def place(row, sizes: Sizes) -> Place:
   return Place(row, batch, lax.div(value, group), value)
 
 
-def decays(by_row, by_column, used, *, transposed=False):
+def decays(by_row, by_column, used):
   """Returns D_ij = exp(b_i - b_j), [C, C], 0 where it is not used.
 
   Args:
     by_row: b, loaded by rows.
     by_column: b, loaded by columns.
     used: bool [C, C], true only where i >= j, the exponent at most 0.
-    transposed: j is the row and i the column.
   """
   by_row = utils.over_rows(by_row, CHUNK)
   by_column = utils.over_columns(by_column, CHUNK)
-  difference = by_column - by_row if transposed else by_row - by_column
+  difference = by_row - by_column
   return jnp.exp(utils.cast(jnp.where(used, difference, -jnp.inf)))
+
+
+def past(scores, use, sizes: Sizes):
+  """Returns tril(scores . D) of a chunk, whose buffers are `use`."""
+  row, column = utils.indices(CHUNK, CHUNK)
+  is_past = row >= column
+  if not sizes.gated:
+    return utils.cast(jnp.where(is_past, scores, 0.0))
+  by_row = utils.load_rows(use['rows'].at[SUM])
+  by_column = utils.load_columns(use['sums'])
+  return scores * decays(by_row, by_column, is_past)
 
 
 def pair(ref):

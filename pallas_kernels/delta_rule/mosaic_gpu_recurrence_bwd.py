@@ -3,17 +3,22 @@
 With dS the gradient of the state that leaves a chunk and dO that of the
 outputs,
 
-    dX = exit (K dS) + scale tril((Q K^T) . D)^T dO
+    dX = exit (K dS) + B^T dO,  B = scale tril((Q K^T) . D)
     dV = T^T dX
     dS <- keep dS + Q^T (scale entry dO) - K^T (entry dV),
 
-symbols as in `mosaic_gpu_recurrence`. What it keeps and stores is M = -dS: the
-products that are large then add up in the registers of M. It stores M of every
-chunk and the pairs dV; the other gradients follow from these, all chunks in
-parallel, see `mosaic_gpu_chunk_bwd`.
+symbols as in `mosaic_gpu_recurrence`. What it keeps and stores is M = -dS, what
+it finds first -dX: the products that are large then add up in the registers of
+M. It stores M of every chunk and the pairs dV; the other gradients follow from
+these, all chunks in parallel, see `mosaic_gpu_chunk_bwd`.
+
+Of the warpgroups of `mosaic_gpu_scan` one finds dV and M, and leaves both. The
+other leaves for it what needs no state, -B and -scale entry dO, and stores what
+was found.
 """
 
 import jax
+from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 import jax.numpy as jnp
 
@@ -25,69 +30,107 @@ _C = layout.CHUNK
 _W = utils.TILE
 
 
-def _scores(scores, use, work, sizes):
-  """Returns the pair scale tril((Q K^T) . D)^T in registers, from K Q^T."""
-  is_past = utils.load_tile(work['mask']) > 0
-  scores = scores * sizes.scale
-  if not sizes.gated:
-    return utils.split(utils.cast(jnp.where(is_past, scores, 0.0)))
-  by_row = utils.load_rows(use['rows'].at[layout.SUM])
-  by_column = utils.load_columns(use['sums'])
-  decays = layout.decays(by_row, by_column, is_past, transposed=True)
-  return utils.split(scores * decays)
+def _minus_dx(block, number, minus):
+  """Returns -dX^T, float32 [64, C]; leaves M."""
+  part = minus.astype(jnp.bfloat16)
+  block.leave('minus', part)
+  block.wait_chunk(number)
+  use = block.use(number)
+  found = utils.matmul([(part, utils.transposed(use['k']))])
+  if block.sizes.gated:
+    exit_ = utils.load_columns(use['rows'].at[layout.EXIT])
+    found = found * utils.over_columns(exit_, _W)
+  block.wait('scores')
+  scores = layout.pair(block.work['scores'])
+  within = utils.half_products_of(utils.transposed(use['do']), scores)
+  (found,) = utils.accumulate((found, within))
+  block.free('scores')
+  return found
 
 
-def _value_gradient(minus_s, use, do, pair, work, sizes):
-  """Returns dV [C, 64] of a block of columns; `pair` is scratch."""
-  k = use['k']
-  scores = utils.matmul([(k, utils.transposed(use['q']))])
-  scores = _scores(scores, use, work, sizes)
-  within = utils.half_products(scores, do)
-  if sizes.gated:
-    exit_ = utils.load_rows(use['rows'].at[layout.EXIT])
-    read = utils.matmul([(k, minus_s)]) * utils.over_rows(exit_, _W)
-    (dx,) = utils.accumulate((-read, within))
-  else:
-    dx, read = utils.matmuls(within, [(k, minus_s)])
-    dx = dx - read
-  utils.store_split(dx, pair)
-  inverse = utils.transposed_pair(layout.pair(use['inverse']))
-  return utils.matmul(utils.split_products(inverse, pair))
-
-
-def _store(dv, pair, refs, here):
-  """Stores dV as the pair that the other kernel reads."""
-  utils.store_split(dv, pair)
-  for name, part in zip(('dv', 'dv_low'), pair, strict=True):
-    target = refs[name].at[here.batch, here.tokens, here.values]
-    plgpu.copy_smem_to_gmem(part, target)
-
-
-def _step(sizes):
-  def step(minus, use, refs, work, here):
-    pair = work['x'].at[2 * here.group], work['x'].at[2 * here.group + 1]
-    do, scaled = use['do'].at[here.group], work['scaled'].at[here.group]
-    reads = utils.load_tile(do) * -sizes.scale
-    if sizes.gated:
-      entry = utils.load_rows(use['rows'].at[layout.ENTRY])
-      reads = reads * utils.over_rows(entry, _W)
-    scaled[...] = reads.astype(jnp.bfloat16)
-    minus_s = work['state'].at[here.group]
-    dv = _value_gradient(minus_s, use, do, pair, work, sizes)
-    k, q = utils.transposed(use['k']), utils.transposed(use['q'])
-    products = [(k, pair[1]), (k, pair[0]), (q, scaled)]
-    if not sizes.gated:
-      _store(dv, pair, refs, here)
-      (minus,) = utils.accumulate((minus, products))
-      return minus
-    entry = utils.load_rows(use['rows'].at[layout.ENTRY])
+def _advance(block, number, minus):
+  """Returns M^T, float32 [64, K], before a chunk."""
+  dx = utils.split(_minus_dx(block, number, minus))
+  use = block.use(number)
+  inverse = layout.pair(use['inverse'])
+  dv = 0.0 - utils.matmul(utils.split_products(dx, inverse))
+  parts = written = utils.split(dv)
+  if block.sizes.gated:
+    entry = utils.load_columns(use['rows'].at[layout.ENTRY])
+    written = utils.split(dv * utils.over_columns(entry, _W))
     minus = minus * use['rows'][layout.ENTRY, _C - 1]
-    utils.store_split(dv * utils.over_rows(entry, _W), pair)
-    (minus,) = utils.accumulate((minus, products))
-    _store(dv, pair, refs, here)
-    return minus
 
-  return step
+  def leave():  # Commits, too, what orders the loads before the next copy.
+    block.leave('dv', jnp.concatenate(parts, axis=0))
+
+  block.wait('reads')
+  products = utils.half_products(written, use['k'])
+  products.append((utils.transposed(block.work['reads']), use['q']))
+  (minus,) = utils.accumulate((minus, products), meanwhile=leave)
+  block.free('reads')
+  block.free_chunk(number)
+  return minus
+
+
+def _leave_scores(block, number):
+  """Leaves the pair -B of a chunk, once that is there."""
+  block.wait_chunk(number)
+  sizes, use = block.sizes, block.use(number)
+  scores = utils.matmul([(use['q'], utils.transposed(use['k']))])
+  scores = layout.past(scores * -sizes.scale, use, sizes)
+  block.leave('scores', jnp.concatenate(utils.split(scores), axis=0))
+
+
+def _leave_reads(block, number):
+  """Leaves -scale entry dO of a chunk, and frees that."""
+  use = block.use(number)
+  reads = utils.load_tile(use['do']) * -block.sizes.scale
+  if block.sizes.gated:
+    entry = utils.load_rows(use['rows'].at[layout.ENTRY])
+    reads = reads * utils.over_rows(entry, _W)
+  block.leave('reads', reads.astype(jnp.bfloat16))
+  block.free_chunk(number)
+
+
+def _store_minus(block, number):
+  """Starts to store M of a chunk."""
+  block.wait('minus')
+  target = block.refs['minus'].at[block.index(number), block.columns]
+  plgpu.copy_smem_to_gmem(block.work['minus'], target)
+
+
+def _store_dv(block, number):
+  """Starts to store dV of a chunk; M has been stored."""
+  refs, work = block.refs, block.work
+  _end_store(block, 'minus')
+  block.wait('dv')
+  high, low = layout.pair(work['dv'])
+  target = refs['dv_low'].at[block.index(number), block.columns]
+  plgpu.copy_smem_to_gmem(low, target)
+  work['turned'][...] = utils.load_transposed(high)
+  plgpu.commit_smem()
+  target = refs['dv'].at[block.at.batch, block.tokens(number), block.values]
+  plgpu.copy_smem_to_gmem(work['turned'], target)
+
+
+def _end_store(block, name):
+  plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+  block.free(name)
+
+
+def _finish(block, number):
+  """Stores M and dV of a chunk, and leaves what needs no state of the next.
+
+  In this order, as nobody waits for what is stored.
+  """
+  following = number + 1
+  if_there = pl.when(number >= 0)
+  if_followed = pl.when(following < block.sizes.chunks)
+  if_there(lambda: _store_minus(block, number))
+  if_followed(lambda: _leave_scores(block, following))
+  if_there(lambda: _store_dv(block, number))
+  if_followed(lambda: _leave_reads(block, following))
+  if_there(lambda: _end_store(block, 'dv'))
 
 
 def state_gradients(
@@ -103,39 +146,37 @@ def state_gradients(
     rows: strengths and decays.
     minus: float32 [R, K, V], M of the final state.
     sizes: of the call.
-    config: see `mosaic_gpu_scan.run`.
+    config: gives stages and how to interpret the kernel.
 
   Returns:
-    (M bfloat16 [R N, K, V], dV_high, dV_low bfloat16 [B, T, HV V], M of the
+    (M of every chunk like `states`, the high parts of dV, bfloat16
+    [B, T, HV V], the low ones transposed, bfloat16 [R N, V, C], M of the
     initial state, float32 [R, K, V]).
   """
-  groups = scan.groups(sizes, config.processors)
   inputs = {'q': q, 'k': k, 'do': do, 'inverse': inverse}
   inputs |= {'rows': rows} if sizes.gated else {}
-  leaving = (sizes.rows * sizes.chunks, sizes.K, sizes.V)
-  dv = jax.ShapeDtypeStruct(do.shape, jnp.bfloat16)
-  found = scan.run(
+  low = (sizes.rows * sizes.chunks, sizes.V, _C)
+  last = (sizes.rows, sizes.V, sizes.K)
+  *found, last = scan.run(
     scan.Scan(
-      step=_step(sizes),
+      advance=_advance,
+      finish=_finish,
       inputs=inputs,
-      mask=jnp.tri(_C).T,
       results={
-        'minus': jax.ShapeDtypeStruct(leaving, jnp.bfloat16),
-        'dv': dv,
-        'dv_low': dv,
-        'last': jax.ShapeDtypeStruct(minus.shape, jnp.float32),
+        'minus': layout.states(sizes),
+        'dv': jax.ShapeDtypeStruct(do.shape, jnp.bfloat16),
+        'dv_low': jax.ShapeDtypeStruct(low, jnp.bfloat16),
+        'last': jax.ShapeDtypeStruct(last, jnp.float32),
       },
-      first=minus,
-      last='last',
-      entering='minus',
-      work={
-        'x': utils.shared(2 * groups, _C, _W),
-        'scaled': utils.shared(groups, _C, _W),
-      },
+      first=jnp.swapaxes(minus, 1, 2),
+      states_leave={'minus': (_W, sizes.K), 'dv': (2 * _W, _C)},
+      results_leave={'scores': (2 * _C, _C), 'reads': (_C, _W)},
+      work={'turned': (_C, _W)},
       reverse=True,
+      first_number=-1,
     ),
     sizes,
     config,
     'delta_rule_recurrence_bwd',
   )
-  return tuple(found)
+  return *found, jnp.swapaxes(last, 1, 2)

@@ -1,9 +1,13 @@
 """Runs a Hopper kernel over the chunks of every row in order, one at a time.
 
-A block of threads has a row and all columns of its state, or 64 of them where
-there are so few rows that processors would be idle. One of its warpgroups
-copies the chunks to shared memory, each of the others computes with 64 columns
-of the state, which it keeps in float32 registers.
+A block of threads has 64 columns of a row's state. One of its warpgroups finds
+what the next chunk needs, with the state, transposed, in its float32 registers;
+what it finds is the left operand of the next product without leaving them.
+Another makes the results of it, and what needs no state. The last one copies
+the chunks to shared memory.
+
+The first two hand each other arrays in shared memory. Each of these, `left` by
+one, is `ready` for the other until that has made it `free` again.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,181 +24,252 @@ from pallas_kernels.delta_rule import mosaic_gpu_layout as layout
 
 _C = layout.CHUNK
 _W = utils.TILE
+# Registers of a thread for states, for results, for copies.
+_REGISTERS = (240, 216, 24)
 _OF_KEYS = ('q', 'k')
 _OF_VALUES = ('v', 'do')
 
 
-class Here(NamedTuple):
-  """Where a warpgroup is in a chunk."""
+class Block(NamedTuple):
+  """What a block of threads works with.
 
-  group: Any  # its number among those of the block that compute
-  index: Any  # of the chunk in R N
-  batch: Any
-  tokens: Any  # slice of T
-  columns: Any  # slice of V, its columns of the state
-  values: Any  # slice of HV V, its columns of v and o
+  Attributes:
+    refs: arrays in device memory by name.
+    chunks: buffers of the copied chunks by name, `stages` of each.
+    work: other scratch by name.
+    barriers: by name; `full` and `free` are one for each stage.
+    at: the row.
+    part: its number among the blocks of the row.
+    sizes: of the call.
+    reverse: chunks are taken from the last to the first.
+  """
+
+  refs: Any
+  chunks: Any
+  work: Any
+  barriers: Any
+  at: layout.Place
+  part: Any
+  sizes: layout.Sizes
+  reverse: bool
+
+  @property
+  def columns(self):
+    """The slice of V, its columns of the state."""
+    return layout.block(self.part)
+
+  @property
+  def values(self):
+    """The slice of HV V, its columns of v and o."""
+    return pl.ds(self.at.value * self.sizes.V + self.part * _W, _W)
+
+  def chunk(self, number):
+    """Returns which chunk is taken as the one of that number."""
+    return self.sizes.chunks - 1 - number if self.reverse else number
+
+  def index(self, number):
+    """Returns the place of a chunk in R N."""
+    return self.at.row * self.sizes.chunks + self.chunk(number)
+
+  def tokens(self, number):
+    """Returns the slice of T that a chunk has."""
+    return layout.block(self.chunk(number), _C)
+
+  def use(self, number):
+    """Returns the buffers of a chunk by name."""
+    slot = self.slot(number)
+    return {name: buffer.at[slot] for name, buffer in self.chunks.items()}
+
+  def slot(self, number):
+    """Returns the stage of a chunk."""
+    return lax.rem(number, jnp.int32(self.chunks['k'].shape[0]))
+
+  def wait_chunk(self, number):
+    """Waits until a chunk is there."""
+    plgpu.barrier_wait(self.barriers['full'].at[self.slot(number)])
+
+  def free_chunk(self, number):
+    """Says that this warpgroup no longer reads a chunk."""
+    plgpu.barrier_arrive(self.barriers['free'].at[self.slot(number)])
+
+  def leave(self, name, value):
+    """Stores what the other warpgroup waits for, once it is free."""
+    plgpu.barrier_wait(self.barriers[f'{name}_free'])
+    self.work[name][...] = value
+    plgpu.commit_smem()
+    plgpu.barrier_arrive(self.barriers[f'{name}_ready'])
+
+  def wait(self, name):
+    """Waits until the other warpgroup has left something."""
+    plgpu.barrier_wait(self.barriers[f'{name}_ready'])
+
+  def free(self, name):
+    """Says that what the other warpgroup has left is no longer read."""
+    plgpu.barrier_arrive(self.barriers[f'{name}_free'])
 
 
 class Scan(NamedTuple):
   """What a kernel does with the chunks.
 
   Attributes:
-    step: (state, use, refs, work, here) -> state, for one chunk: the parts of
-      the inputs by name, all arrays, the scratch.
+    advance: (block, number, state) -> state, float32 [64, K]: what the
+      warpgroup for states does with a chunk.
+    finish: (block, number) -> None, what the one for results does with it,
+      from waiting for it on.
     inputs: arrays by name. What belongs to a chunk is copied in, with `rows`
       also its line `sums` if there are decays and queries.
-    mask: of the chunk's scores, or None. It lies in shared memory: one made of
-      indices would take up registers through all chunks.
-    results: shapes and dtypes by name.
-    first: float32 [R, K, V], the state before the first chunk.
-    last: name of the result that the state after the last chunk goes to.
-    entering: name of the result that the bfloat16 state before every chunk
-      goes to.
-    work: scratch by name, beside `state`, where that state also is.
+    results: shapes and dtypes by name; `last`, if it is there, gets the state
+      after the last chunk, [R, V, K].
+    first: float32 [R, V, K], the state before the first chunk.
+    states_leave: shapes of what the warpgroup for states leaves, by name.
+    results_leave: shapes of what the one for results leaves.
+    work: those of other scratch.
     reverse: chunks are taken from the last to the first.
+    first_number: of the first call of `finish`; -1 if it prepares the next
+      chunk.
   """
 
-  step: Callable[..., jax.Array]
+  advance: Callable[[Block, Any, jax.Array], jax.Array]
+  finish: Callable[[Block, Any], None]
   inputs: Mapping[str, jax.Array]
-  mask: jax.Array | None
   results: Mapping[str, jax.ShapeDtypeStruct]
   first: jax.Array
-  last: str | None
-  entering: str | None
-  work: Mapping[str, Any]
+  states_leave: Mapping[str, tuple[int, ...]]
+  results_leave: Mapping[str, tuple[int, ...]] = {}
+  work: Mapping[str, tuple[int, ...]] = {}
   reverse: bool = False
+  first_number: int = 0
 
 
-def groups(sizes: layout.Sizes, processors: int) -> int:
-  """Returns how many warpgroups of a block compute: of one row, or its part."""
-  return 1 if 2 * sizes.rows <= processors else sizes.value_blocks
+def _states(block: Block, scan: Scan):
+  """What the warpgroup for states does."""
+  for name in scan.results_leave:
+    block.free(name)
+  at = block.at.row, block.columns
+  first = plgpu.load(
+    block.refs['first'].at[at], layout=utils.LAYOUT, optimized=False
+  )
+
+  def take(number, state):
+    return scan.advance(block, number, state)
+
+  last = lax.fori_loop(0, block.sizes.chunks, take, utils.cast(first))
+  if 'last' in block.refs:
+    block.refs['last'][at] = last
+  for name in scan.states_leave:
+    plgpu.barrier_wait(block.barriers[f'{name}_free'])
 
 
-def _buffers(names, groups, stages, sizes):
-  """Returns the scratch that chunks are copied to, by name."""
-  values = utils.shared(stages, groups, _C, _W)
-  buffers = {
+def _results(block: Block, scan: Scan):
+  """What the warpgroup for results does."""
+  for name in scan.states_leave:
+    block.free(name)
+
+  def take(number, carry):
+    scan.finish(block, number)
+    return carry
+
+  lax.fori_loop(scan.first_number, block.sizes.chunks, take, None)
+  for name in scan.results_leave:
+    plgpu.barrier_wait(block.barriers[f'{name}_free'])
+  plgpu.wait_smem_to_gmem(0)
+
+
+def _source(block: Block, name, number):
+  """Returns the part of an input that belongs to a chunk."""
+  refs, at, sizes = block.refs, block.at, block.sizes
+  index, tokens = block.index(number), block.tokens(number)
+  if name in _OF_KEYS:
+    return refs[name].at[at.batch, tokens, layout.block(at.key, sizes.K)]
+  if name in _OF_VALUES:
+    return refs[name].at[at.batch, tokens, block.values]
+  if name == 'sums':
+    return refs['rows'].at[index, layout.SUM]
+  return refs[name].at[index]
+
+
+def _copies(block: Block, stages):
+  """What the warpgroup for copies does."""
+  full, free = block.barriers['full'], block.barriers['free']
+  count = block.sizes.chunks
+
+  def copy(number, carry):
+    slot = block.slot(number)
+
+    @pl.when(number >= stages)
+    def _():
+      plgpu.barrier_wait(free.at[slot])
+
+    for name, buffer in block.chunks.items():
+      source = _source(block, name, number)
+      plgpu.copy_gmem_to_smem(source, buffer.at[slot], full.at[slot])
+    return carry
+
+  def drain(number, carry):
+    plgpu.barrier_wait(free.at[block.slot(number)])
+    return carry
+
+  lax.fori_loop(0, count, copy, None)
+  lax.fori_loop(max(0, count - stages), count, drain, None)
+
+
+def _scratch(scan: Scan, copied, sizes, stages):
+  """Returns buffers of chunks, other scratch and barriers, by name each."""
+  chunks = {
     **{name: utils.shared(stages, _C, sizes.K) for name in _OF_KEYS},
-    **{name: values for name in _OF_VALUES},
+    **{name: utils.shared(stages, _C, _W) for name in _OF_VALUES},
     'inverse': utils.shared(stages, 2 * _C, _C),
     'rows': plgpu.SMEM((stages, sizes.lines, _C), jnp.float32),
     'sums': plgpu.SMEM((stages, _C), jnp.float32),
   }
-  return {name: buffers[name] for name in names}
+  left = {**scan.states_leave, **scan.results_leave}
+  work = {**left, **scan.work}
+  barriers = {
+    'full': plgpu.Barrier(num_arrivals=len(copied), num_barriers=stages),
+    'free': plgpu.Barrier(num_arrivals=2, num_barriers=stages),
+  }
+  for name in left:
+    barriers[f'{name}_ready'] = plgpu.Barrier()
+    barriers[f'{name}_free'] = plgpu.Barrier()
+  chunks = {name: chunks[name] for name in copied}
+  return chunks, {n: utils.shared(*s) for n, s in work.items()}, barriers
 
 
-def _sources(name, refs, at, chunk, first_block, groups, sizes):
-  """Returns the parts of an input that belong to a chunk."""
-  index, tokens = at.row * sizes.chunks + chunk, layout.block(chunk, _C)
-  if name in _OF_KEYS:
-    return [refs[name].at[at.batch, tokens, layout.block(at.key, sizes.K)]]
-  if name in _OF_VALUES:
-    start = at.value * sizes.V + first_block * _W
-    blocks = [pl.ds(start + n * _W, _W) for n in range(groups)]
-    return [refs[name].at[at.batch, tokens, columns] for columns in blocks]
-  if name == 'sums':
-    return [refs['rows'].at[index, layout.SUM]]
-  return [refs[name].at[index]]
+def _body(scan: Scan, names, sizes, stages):
+  """Returns the kernel's function; `names` are those of its arrays."""
+  of_states, of_results, of_copies = _REGISTERS
 
-
-def _run_kernel(scan: Scan, names, groups, stages, registers, sizes):
-  """Returns the kernel's function."""
-  has_mask = scan.mask is not None
-  arrays = [*scan.inputs, 'first', *(['mask'] if has_mask else [])]
-  arrays += scan.results
-  splits = sizes.value_blocks // groups
-
-  def chunk_of(number):
-    return sizes.chunks - 1 - number if scan.reverse else number
-
-  def copy_in(refs, buffers, work, full, free, ready, at, first_block):
-    if has_mask:
-      plgpu.copy_gmem_to_smem(refs['mask'], work['mask'], ready)
-
-    def copy(number, carry):
-      slot = lax.rem(number, jnp.int32(stages))
-
-      @pl.when(number >= stages)
-      def _():
-        plgpu.barrier_wait(free.at[slot])
-
-      for name, buffer in buffers.items():
-        sources = _sources(
-          name, refs, at, chunk_of(number), first_block, groups, sizes
-        )
-        targets = [buffer.at[slot]]
-        if name in _OF_VALUES:
-          targets = [buffer.at[slot, n] for n in range(groups)]
-        for source, target in zip(sources, targets, strict=True):
-          plgpu.copy_gmem_to_smem(source, target, full.at[slot])
-      return carry
-
-    def drain(number, carry):
-      plgpu.barrier_wait(free.at[lax.rem(number, jnp.int32(stages))])
-      return carry
-
-    lax.fori_loop(0, sizes.chunks, copy, None)
-    lax.fori_loop(max(0, sizes.chunks - stages), sizes.chunks, drain, None)
-
-  def compute(refs, buffers, work, full, free, ready, at, first_block, group):
-    block = first_block + group
-    columns = layout.block(block)
-    state_s = work['state'].at[group]
-
-    def take(number, state):
-      chunk, slot = chunk_of(number), lax.rem(number, jnp.int32(stages))
-      here = Here(
-        group=group,
-        index=at.row * sizes.chunks + chunk,
-        batch=at.batch,
-        tokens=layout.block(chunk, _C),
-        columns=columns,
-        values=pl.ds(at.value * sizes.V + block * _W, _W),
-      )
-      # What the last chunk stored must have left shared memory.
-      plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-      state_s[...] = state.astype(jnp.bfloat16)
-      plgpu.commit_smem()
-      if scan.entering:
-        target = refs[scan.entering].at[here.index, :, columns]
-        plgpu.copy_smem_to_gmem(state_s, target)
-      plgpu.barrier_wait(full.at[slot])
-      use = {name: buffer.at[slot] for name, buffer in buffers.items()}
-      state = scan.step(state, use, refs, work, here)
-      plgpu.barrier_arrive(free.at[slot])
-      return state
-
-    first = plgpu.load(
-      refs['first'].at[at.row, :, columns],
-      layout=utils.LAYOUT,
-      optimized=False,
+  def body(*refs):
+    *refs, chunks, work, barriers = refs
+    number, splits = lax.axis_index('block'), jnp.int32(sizes.value_blocks)
+    block = Block(
+      refs=dict(zip(names, refs, strict=True)),
+      chunks=chunks,
+      work=work,
+      barriers=barriers,
+      at=layout.place(lax.div(number, splits), sizes),
+      part=lax.rem(number, splits),
+      sizes=sizes,
+      reverse=scan.reverse,
     )
-    if has_mask:
-      plgpu.barrier_wait(ready)
-    state = lax.fori_loop(0, sizes.chunks, take, utils.cast(first))
-    if scan.last:
-      refs[scan.last][at.row, :, columns] = state
-    plgpu.wait_smem_to_gmem(0)
-
-  def kernel(*refs):
-    *refs, buffers, work, full, free, ready = refs
-    refs = dict(zip(arrays, refs, strict=True))
-    number = lax.axis_index('block')
-    at = layout.place(lax.div(number, jnp.int32(splits)), sizes)
-    first_block = lax.rem(number, jnp.int32(splits)) * groups
     group = lax.axis_index('warpgroup')
 
-    @pl.when(group < groups)
+    @pl.when(group == 0)
     def _():
-      plgpu.set_max_registers(registers[0], action='increase')
-      compute(refs, buffers, work, full, free, ready, at, first_block, group)
+      plgpu.set_max_registers(of_states, action='increase')
+      _states(block, scan)
 
-    @pl.when(group == groups)
+    @pl.when(group == 1)
     def _():
-      plgpu.set_max_registers(registers[1], action='decrease')
-      copy_in(refs, buffers, work, full, free, ready, at, first_block)
+      plgpu.set_max_registers(of_results, action='increase')
+      _results(block, scan)
 
-  return kernel
+    @pl.when(group == 2)
+    def _():
+      plgpu.set_max_registers(of_copies, action='decrease')
+      _copies(block, stages)
+
+  return body
 
 
 def run(scan: Scan, sizes: layout.Sizes, config, name: str) -> list[jax.Array]:
@@ -203,35 +278,22 @@ def run(scan: Scan, sizes: layout.Sizes, config, name: str) -> list[jax.Array]:
   Args:
     scan: what it does.
     sizes: of the call.
-    config: gives stages, registers, processors and how to interpret it.
+    config: gives stages and how to interpret the kernel.
     name: of the kernel.
   """
-  count = groups(sizes, config.processors)
   stages = min(config.stages, sizes.chunks)
-  has_scores = 'q' in scan.inputs
-  names = [*scan.inputs, *(['sums'] if sizes.gated and has_scores else [])]
-  buffers = _buffers(names, count, stages, sizes)
-  copies = len(buffers) + sum(count - 1 for n in names if n in _OF_VALUES)
-  work = {'state': utils.shared(count, sizes.K, _W), **scan.work}
-  masks = []
-  if scan.mask is not None:
-    work['mask'] = utils.shared(_C, _C)
-    masks = [scan.mask.astype(jnp.bfloat16)]
+  has_sums = sizes.gated and 'q' in scan.inputs
+  copied = [*scan.inputs, *(['sums'] if has_sums else [])]
+  names = [*scan.inputs, 'first', *scan.results]
   return plgpu.kernel(
-    _run_kernel(scan, names, count, stages, config.registers, sizes),
+    _body(scan, names, sizes, stages),
     out_type=list(scan.results.values()),
-    scratch_types=[
-      buffers,
-      work,
-      plgpu.Barrier(num_arrivals=copies, num_barriers=stages),
-      plgpu.Barrier(num_arrivals=count, num_barriers=stages),
-      plgpu.Barrier(),
-    ],
-    grid=(sizes.rows * sizes.value_blocks // count,),
+    scratch_types=list(_scratch(scan, copied, sizes, stages)),
+    grid=(sizes.rows * sizes.value_blocks,),
     grid_names=('block',),
-    num_threads=count + 1,
+    num_threads=3,
     thread_name='warpgroup',
     compiler_params=plgpu.CompilerParams(approx_math=True),
     interpret=config.interpret,
     kernel_name=name,
-  )(*scan.inputs.values(), scan.first, *masks)
+  )(*scan.inputs.values(), scan.first)

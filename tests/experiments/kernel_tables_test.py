@@ -4,7 +4,6 @@ KERNEL = {
   'kind': 'kernel_resources',
   'head_dim': 128,
   'gate': 'none',
-  'heads': 16,
   'pass': 'forward',
   'kernel': 'wide',
   'registers': 168,
@@ -32,7 +31,7 @@ def test_a_kernel_fills_every_column():
   line = kernel_tables.format_row(KERNEL)
   assert len(line) == len(kernel_tables.header())
   assert line.split() == (
-    '128 none 16 forward wide 168 0 0 181248 40 1 1,316 262,144'.split()
+    '128 none forward wide 168 0 0 181248 40 1 1,316 262,144'.split()
   )
 
 
@@ -52,5 +51,5 @@ def test_totals_are_of_the_plain_rule_at_128():
 
 def test_broken_gates_say_where():
   assert list(kernel_tables.broken([KERNEL, STEP])) == [
-    'BROKEN: wide, forward, 128, none, 16: warnings must be none, got [one]'
+    'BROKEN: wide, forward, 128, none: warnings must be none, got [one]'
   ]
