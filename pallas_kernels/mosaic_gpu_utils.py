@@ -106,6 +106,15 @@ def accumulate(
   return pl.run_state(run)(starts)
 
 
+def negative(x: jax.Array) -> jax.Array:
+  """Returns -x, as a difference.
+
+  For a product that is negated the assembler runs all products of the kernel
+  one after the other.
+  """
+  return 0.0 - x
+
+
 def split(x: jax.Array) -> tuple[jax.Array, jax.Array]:
   """Returns float32 x as a pair of bfloat16 matrices that sum to it.
 

@@ -91,7 +91,7 @@ def _through_states(sums: _Sums, s, sizes):
 
   With decays `writes` and `earlier` are stored; registers are few.
   """
-  reads = (0.0 - sums.reads) * sizes.scale
+  reads = utils.negative(sums.reads) * sizes.scale
   if not sizes.gated:
     return reads, sums.corrections
   rows = s['rows']
@@ -129,7 +129,7 @@ def _store_within(sums: _Sums, s, sizes):
   b, g = _pairs(s)
   s['lines'].at[BETA_SQUARED][...] = _own(sums.of_values, row, column)
   utils.store_split(strict(sums.of_values), g)
-  scores = (0.0 - sums.of_queries) * sizes.scale
+  scores = utils.negative(sums.of_queries) * sizes.scale
   own = _own(scores, row, column)
   utils.store_split(strict(scores), b)
   return own
@@ -246,7 +246,7 @@ def _compute(refs, s, sizes):
   q, k = s['q'], s['k']
   dq, dk = dq + own * utils.load_tile(k), dk + own * utils.load_tile(q)
   for ref, value in ((q, dq), (k, dk)):
-    ref[...] = (0.0 - value).astype(jnp.bfloat16)
+    ref[...] = utils.negative(value).astype(jnp.bfloat16)
   if sizes.gated:
     _add_whole(s, sizes.value_blocks - 1)
   plgpu.commit_smem()

@@ -53,7 +53,7 @@ def _advance(block, number, minus):
   dx = utils.split(_minus_dx(block, number, minus))
   use = block.use(number)
   inverse = layout.pair(use['inverse'])
-  dv = 0.0 - utils.matmul(utils.split_products(dx, inverse))
+  dv = utils.negative(utils.matmul(utils.split_products(dx, inverse)))
   parts = written = utils.split(dv)
   if block.sizes.gated:
     entry = utils.load_columns(use['rows'].at[layout.ENTRY])
