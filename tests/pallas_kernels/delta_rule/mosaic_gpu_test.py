@@ -1,4 +1,5 @@
 import functools
+import json
 import re
 
 import jax
@@ -70,6 +71,26 @@ def test_lowers_for_cuda(width, length, gated):
   text = traced.lower(lowering_platforms=('cuda',)).as_text()
   for name in KERNELS:
     assert f'delta_rule_{name}' in text
+
+
+# A row counts once for all devices; every device has the same shared memory.
+@pytest.mark.parametrize(
+  'row',
+  sorted(
+    {
+      tuple(row[name] for name in ('K', 'V', *mosaic_gpu_config.TUNED))
+      for row in json.loads(mosaic_gpu_config.TABLE.read_text())
+    }
+  ),
+)
+def test_every_row_of_the_table_fits_the_shared_memory(row):
+  key_dim, value_dim, *tuned = row
+  named = zip(mosaic_gpu_config.TUNED, tuned, strict=True)
+  config = mosaic_gpu_config.Config(**dict(named))
+  arguments = _arguments(T=256, K=key_dim, V=value_dim)
+  arguments['g'] = jnp.zeros(arguments['beta'].shape, jnp.float32)
+  traced = jax.jit(jax.grad(_loss), static_argnums=1).trace(arguments, config)
+  assert traced.lower(lowering_platforms=('cuda',)).as_text()
 
 
 def test_lowers_beyond_2_to_31_elements():
