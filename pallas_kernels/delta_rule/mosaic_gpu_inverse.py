@@ -14,7 +14,9 @@ grow by orders of magnitude before they cancel. All products take pairs (see
 Until the last join all is 0 outside of the quarters of 32 tokens on the
 diagonal. So X is kept as these two, one above the other, [C, 32]: a product
 multiplies both by either quarter of the other factor, and of the two results
-the rows are taken that belong together.
+the rows are taken that belong together. In shared memory A and T, too, are
+their quarters: the pair of those on the diagonal over the pair of the one below
+it, which are the lower rows of [C, 32] each, all in all [4 C, 32].
 """
 
 import jax
@@ -27,22 +29,22 @@ from pallas_kernels import mosaic_gpu_utils as utils
 from pallas_kernels.delta_rule import mosaic_gpu_layout as layout
 
 _C = layout.CHUNK
-_HALF = _C // 2
+_HALF = layout.HALF
 
 
-def _quarter(pair_s, rows, columns):
-  """Returns a quarter of both matrices of a pair in shared memory."""
-  columns = layout.block(columns, _HALF)
-  starts = (rows * _HALF, _C + rows * _HALF)
-  return [pair_s.at[pl.ds(start, _HALF), columns] for start in starts]
+def _quarter(ref, row, column):
+  """Returns the pair of a quarter in shared memory, not the one that is 0."""
+  start = row * _HALF if row == column else 2 * _C + _HALF
+  return [ref.at[pl.ds(at, _HALF)] for at in (start, start + _C)]
 
 
-def _store(x, pair_s):
-  """Stores x as a pair and returns it in registers."""
-  parts = utils.split(x)
-  pair_s[...] = jnp.concatenate(parts, axis=0)  # At once, for one barrier.
+def _store(ref, *matrices):
+  """Stores the pairs of matrices, one after the other, and returns them."""
+  pairs = [utils.split(x) for x in matrices]
+  parts = [part for pair in pairs for part in pair]
+  ref[...] = jnp.concatenate(parts, axis=0)  # At once, for one barrier.
   plgpu.commit_smem()
-  return parts
+  return pairs
 
 
 def _joining(difference, x, level):
@@ -69,33 +71,37 @@ def _times(parts, is_second, pair_s, quarters):
 
 
 def _invert(a, a_s, x_s):
-  """Returns (I + a)^-1, float32 [C, C]; the pairs are scratch."""
-  _store(a, a_s)
+  """Returns the quarters of (I + a)^-1, float32 [C, 32] each.
+
+  These are those on the diagonal, one above the other, and the one below it,
+  in the lower rows; the others mean nothing.
+
+  Args:
+    a: float32 [C, C].
+    a_s: scratch for the quarters of `a`.
+    x_s: scratch for a pair [C, 32].
+  """
   row, column = utils.indices(_C, _HALF)
   is_second = row >= _HALF
   difference = (row & (_HALF - 1)) ^ column
-  diagonal = _by_quarter(is_second, a[:, :_HALF], a[:, _HALF:])
+  left, right = a[:, :_HALF], a[:, _HALF:]
+  diagonal = _by_quarter(is_second, left, right)
+  _store(a_s, diagonal, left)
   x = jnp.where(difference == 0, 1.0, 0.0) - _joining(difference, diagonal, 0)
   x = utils.cast(x)
   for level in range(1, _HALF.bit_length() - 1):
-    x_parts = _store(x, x_s)
-    z = _times(x_parts, is_second, a_s, ((0, 0), (1, 1)))
-    z_parts = utils.split(_joining(difference, z, level))
-    x -= _times(z_parts, is_second, x_s, ((0, 0), (1, 0)))
-  x_parts = _store(x, x_s)
-  # The second halves of these rows are of the quarter below the diagonal.
-  z = utils.matmul(utils.split_products(x_parts, _quarter(a_s, 1, 0)))
+    (x_pair,) = _store(x_s, x)
+    z = _times(x_pair, is_second, a_s, ((0, 0), (1, 1)))
+    z_pair = utils.split(_joining(difference, z, level))
+    x -= _times(z_pair, is_second, x_s, ((0, 0), (1, 1)))
+  (x_pair,) = _store(x_s, x)
+  z = utils.matmul(utils.split_products(x_pair, _quarter(a_s, 1, 0)))
   below = utils.split_products(utils.split(z), _quarter(x_s, 0, 0))
-  joined = utils.matmul(below)
-  # Were it negated, the assembler would let the products wait for one another.
-  joined = utils.cast(jnp.where(is_second, joined, 0.0))
-  upper = utils.cast(jnp.where(is_second, 0.0, x))
-  lower = utils.cast(jnp.where(is_second, x, 0.0))
-  return jnp.concatenate([upper - joined, lower], axis=1)
+  return x, utils.negative(utils.matmul(below))
 
 
 def _compute(k_s, rows_s, beta_s, sum_s, a_s, x_s, sizes):
-  """Stores the pair T of a chunk in `a_s`; `x_s` is scratch."""
+  """Stores the quarters of T of a chunk in `a_s`; `x_s` is scratch."""
   gram = utils.matmul([(k_s, utils.transposed(k_s))])
   row, column = utils.indices(_C, _C)
   if sizes.gated:
@@ -106,14 +112,31 @@ def _compute(k_s, rows_s, beta_s, sum_s, a_s, x_s, sizes):
     a = utils.cast(jnp.where(row > column, gram, 0.0))
   beta = utils.load_rows(rows_s.at[layout.BETA])
   a = a * utils.over_rows(beta, _C)
-  x = _invert(a, a_s, x_s)
-  _store(x * utils.over_columns(utils.load_columns(beta_s), _C), a_s)
+  diagonal, below = _invert(a, a_s, x_s)
+  first, second = (
+    utils.over_columns(
+      utils.load_columns(beta_s.at[layout.block(half, _HALF)]), _C
+    )
+    for half in (0, 1)
+  )
+  row, _ = utils.indices(_C, _HALF)
+  beta = _by_quarter(row >= _HALF, first, second)
+  _store(a_s, diagonal * beta, below * first)
+
+
+def _copy_out(t_s, t_g):
+  """Copies T without the rows that mean nothing."""
+  plgpu.copy_smem_to_gmem(t_s.at[pl.ds(0, 2 * _C)], t_g.at[pl.ds(0, 2 * _C)])
+  for part, ref in enumerate(_quarter(t_s, 1, 0)):
+    start = 2 * _C + part * _HALF
+    plgpu.copy_smem_to_gmem(ref, t_g.at[pl.ds(start, _HALF)])
+  plgpu.wait_smem_to_gmem(0, wait_read_only=True)
 
 
 def inverse(
   k, rows, sizes: layout.Sizes, *, groups: int, interpret=None
 ) -> jax.Array:
-  """Returns the pairs T_hi, T_lo of all chunks.
+  """Returns the quarters of T of all chunks.
 
   Args:
     k: keys [B, T, H K] bfloat16.
@@ -123,7 +146,7 @@ def inverse(
     interpret: None, or how to interpret the kernel.
 
   Returns:
-    bfloat16 [R N, 2 C, C].
+    `inverse` of `mosaic_gpu_layout`.
   """
   count = sizes.rows * sizes.chunks
 
@@ -147,18 +170,17 @@ def inverse(
         plgpu.copy_gmem_to_smem(rows_g.at[index, layout.SUM], sum_s, full)
       plgpu.barrier_wait(full)
       _compute(k_s, rows_s, beta_s, sum_s, a_s, x_s, sizes)
-      plgpu.copy_smem_to_gmem(a_s, t_g.at[index])
-      plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+      _copy_out(a_s, t_g.at[index])
 
   return plgpu.kernel(
     kernel,
-    out_type=jax.ShapeDtypeStruct((count, 2 * _C, _C), jnp.bfloat16),
+    out_type=jax.ShapeDtypeStruct((count, 3 * _C, _HALF), jnp.bfloat16),
     scratch_types=[
       utils.shared(groups, _C, sizes.K),
       plgpu.SMEM((groups, sizes.lines, _C), jnp.float32),
       plgpu.SMEM((groups, _C), jnp.float32),
       plgpu.SMEM((groups, _C), jnp.float32),
-      utils.shared(groups, 2 * _C, _C, tile=_HALF),
+      utils.shared(groups, 4 * _C, _HALF, tile=_HALF),
       utils.shared(groups, 2 * _C, _HALF, tile=_HALF),
       plgpu.Barrier(num_arrivals=4 if sizes.gated else 3, num_barriers=groups),
     ],

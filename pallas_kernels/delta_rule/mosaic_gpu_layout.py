@@ -4,7 +4,7 @@ Symbols, used in all of them: C = 64 tokens of a chunk, N chunks of a row, R = B
 HV rows times value heads, V and K cut into blocks of 64. Arrays:
 
     q, k      [B, T, H K] bfloat16     v, o, do  [B, T, HV V] bfloat16
-    inverse   [R N, 2 C, C] bfloat16, the pair T_hi over T_lo
+    inverse   [R N, 3 C, C / 2] bfloat16, the quarters of T, see `quarter`
     rows      [R N, 1 or 4, C] float32: beta (, entry, exit, b)
     states    [R N, V, K] bfloat16, entering each chunk, transposed
     x         [R N, V / 64, 128, C] bfloat16, pairs X_hi^T over X_lo^T
@@ -25,6 +25,8 @@ import jax.numpy as jnp
 from pallas_kernels import mosaic_gpu_utils as utils
 
 CHUNK = 64
+HALF = CHUNK // 2
+_QUARTERS = ((0, 0), (1, 0), (1, 1))  # Of T, those that are not 0.
 BETA, ENTRY, EXIT, SUM = range(4)  # What a line of `rows` holds.
 
 
@@ -123,6 +125,52 @@ def past(scores, use, sizes: Sizes):
 def pair(ref):
   """Returns the halves of a [2 C, C] pair in shared memory."""
   return ref.at[pl.ds(0, CHUNK)], ref.at[pl.ds(CHUNK, CHUNK)]
+
+
+def quarter(inverse, row, column):
+  """Returns a quarter of T in shared memory, a pair [C / 2, C / 2].
+
+  There are, one over the other, the pair of [C, C / 2], the quarters (0, 0) and
+  (1, 1), and that of the quarter (1, 0); the quarter (0, 1) is 0.
+  """
+  start, step = (2 * CHUNK, HALF)
+  if row == column:
+    start, step = (row * HALF, CHUNK)
+  return inverse.at[pl.ds(start, HALF)], inverse.at[pl.ds(start + step, HALF)]
+
+
+def _halves(pair_):
+  """Returns the pairs of the first and of the last tokens, [64, C / 2]."""
+  return [x[:, :HALF] for x in pair_], [x[:, HALF:] for x in pair_]
+
+
+def times_inverse(x, inverse) -> jax.Array:
+  """Returns X T, float32 [64, C].
+
+  Args:
+    x: a pair [64, C] in registers.
+    inverse: T of a chunk in shared memory.
+  """
+  first, last = _halves(x)
+  t00, t10, t11 = (quarter(inverse, *at) for at in _QUARTERS)
+  parts = utils.matmuls(
+    utils.split_products(last, t10) + utils.split_products(first, t00),
+    utils.split_products(last, t11),
+  )
+  return jnp.concatenate(parts, axis=1)
+
+
+def times_transposed_inverse(x, inverse) -> jax.Array:
+  """Returns X T^T, float32 [64, C]; see `times_inverse`."""
+  first, last = _halves(x)
+  t00, t10, t11 = (
+    utils.transposed_pair(quarter(inverse, *at)) for at in _QUARTERS
+  )
+  parts = utils.matmuls(
+    utils.split_products(first, t00),
+    utils.split_products(first, t10) + utils.split_products(last, t11),
+  )
+  return jnp.concatenate(parts, axis=1)
 
 
 def block(index, size=utils.TILE):

@@ -47,8 +47,7 @@ def _advance(block, number, state):
   """Returns the transposed state, float32 [64, K], after a chunk."""
   errors = utils.split(_errors(block, number, state))
   use = block.use(number)
-  inverse = utils.transposed_pair(layout.pair(use['inverse']))
-  x = utils.matmul(utils.split_products(errors, inverse))
+  x = layout.times_transposed_inverse(errors, use['inverse'])
   parts = written = utils.split(x)
   if block.sizes.gated:
     exit_ = utils.load_columns(use['rows'].at[layout.EXIT])

@@ -52,8 +52,7 @@ def _advance(block, number, minus):
   """Returns M^T, float32 [64, K], before a chunk."""
   dx = utils.split(_minus_dx(block, number, minus))
   use = block.use(number)
-  inverse = layout.pair(use['inverse'])
-  dv = utils.negative(utils.matmul(utils.split_products(dx, inverse)))
+  dv = utils.negative(layout.times_inverse(dx, use['inverse']))
   parts = written = utils.split(dv)
   if block.sizes.gated:
     entry = utils.load_columns(use['rows'].at[layout.ENTRY])

@@ -218,7 +218,7 @@ def _scratch(scan: Scan, copied, sizes, stages):
   chunks = {
     **{name: utils.shared(stages, _C, sizes.K) for name in _OF_KEYS},
     **{name: utils.shared(stages, _C, _W) for name in _OF_VALUES},
-    'inverse': utils.shared(stages, 2 * _C, _C),
+    'inverse': utils.shared(stages, 3 * _C, layout.HALF, tile=layout.HALF),
     'rows': plgpu.SMEM((stages, sizes.lines, _C), jnp.float32),
     'sums': plgpu.SMEM((stages, _C), jnp.float32),
   }
