@@ -42,6 +42,7 @@ from deltanet_jax import sharding
 from deltanet_jax.layers import embedding
 from deltanet_jax.layers import linear
 from deltanet_jax.layers import norm
+from deltanet_jax.layers import recurrence
 
 Params = dict[str, Any]
 Cache = dict[str, Any]
@@ -72,17 +73,20 @@ def _stacked_blocks(config, rngs):
   return _stacked(build_period, config.num_repeats)(rngs)
 
 
+_POLICIES = jax.checkpoint_policies
+_CHUNK_INVERSE = 'delta_rule_chunk_inverse'
 _REMAT_POLICIES = {
-  'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-  'mixer': jax.checkpoint_policies.save_only_these_names(
+  'dots': _POLICIES.save_from_both_policies(
+    _POLICIES.dots_with_no_batch_dims_saveable,
+    _POLICIES.save_only_these_names(recurrence.OUTPUT, _CHUNK_INVERSE),
+  ),
+  'mixer': _POLICIES.save_only_these_names(
     block_lib.MIXER_OUTPUT,
     *(f'delta_rule_{x}' for x in ('q', 'k', 'v', 'beta', 'g', 'initial_state')),
-    'delta_rule_chunk_inverse',
+    _CHUNK_INVERSE,
   ),
-  'offload': jax.checkpoint_policies.offload_dot_with_no_batch_dims(
-    'device', 'pinned_host'
-  ),
-  'full': jax.checkpoint_policies.nothing_saveable,
+  'offload': _POLICIES.offload_dot_with_no_batch_dims('device', 'pinned_host'),
+  'full': _POLICIES.nothing_saveable,
 }
 
 

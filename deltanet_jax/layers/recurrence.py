@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 
 from deltanet_jax.layers import mixer
@@ -22,6 +23,9 @@ from deltanet_jax.layers import segments
 from deltanet_jax.layers import short_conv
 from pallas_kernels import linear_attention
 from pallas_kernels import linear_attention_step
+
+# The name under which `jax.checkpoint` knows what a recurrence returns.
+OUTPUT = 'recurrence_output'
 
 
 class RecurrentCache(NamedTuple):
@@ -122,7 +126,7 @@ class Past:
       segment_ids=self.given,
       **self._layer.op_options,
     )
-    return o
+    return checkpoint_name(o, OUTPUT)
 
   def recur_with_normalizer(
     self,

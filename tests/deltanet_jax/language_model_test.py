@@ -288,7 +288,8 @@ def test_remat_recomputes_what_it_says():
   assert count('dots', 'dot_general') < count('full', 'dot_general')
   # The output of the mixer is kept: its last projection runs once.
   assert count('mixer', 'dot_general') < count('full', 'dot_general')
-  assert count('offload', 'dot_general') == count('dots', 'dot_general')
+  # The recurrence, too, runs once where its output is kept.
+  assert count('dots', 'dot_general') < count('offload', 'dot_general')
 
 
 def test_bfloat16_gives_close_float32_logits():

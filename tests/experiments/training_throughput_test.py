@@ -13,16 +13,16 @@ pytestmark = pytest.mark.usefixtures('standard_promotion')
 TINY = training_throughput.Setting(size='tiny', tokens=32)
 
 
-def test_tokens_are_trained_with_nothing_recomputed_where_all_fits():
+def test_tokens_are_trained_with_little_recomputed_where_that_fits():
   row = training_throughput.measure('delta_net', 16, TINY)
-  assert (row['batch'], row['length'], row['remat']) == (2, 16, 'none')
+  assert (row['batch'], row['length'], row['remat']) == (2, 16, 'dots')
   assert len(row['step_seconds']) == 5
   median = sorted(row['step_seconds'])[2]
   assert row['tokens_per_s'] == pytest.approx(32 / median)
   assert row['needed_bytes'] > 3 * 4 * row['parameters']
   assert row['mfu'] is None and row['paper_tokens_per_s'] is None
   assert json.loads(json.dumps(row)) == row
-  assert 'none' in training_throughput.format_row(row)
+  assert 'dots' in training_throughput.format_row(row)
 
 
 def test_what_does_not_fit_is_tried_with_more_recomputed(monkeypatch):
@@ -31,15 +31,15 @@ def test_what_does_not_fit_is_tried_with_more_recomputed(monkeypatch):
   def run(config, limit, deadline):
     del limit, deadline
     tried.append((config.data.sequence_length, config.model.remat))
-    if config.model.remat == 'none':
+    if config.model.remat == 'dots':
       raise training_throughput._NotRunError('too large')
     return {'step_seconds': [1.0], 'compile_seconds': 1.0, 'needed_bytes': 1}
 
   monkeypatch.setattr(training_throughput, '_run', run)
   rows = list(training_throughput.rows([TINY], ['delta_net'], [16, 32]))
-  assert tried == [(16, 'none'), (16, 'dots'), (32, 'dots')]
-  assert [row['remat'] for row in rows] == ['dots', 'dots']
-  assert rows[0]['too_large'] == {'none': 'too large'}
+  assert tried == [(16, 'dots'), (16, 'full'), (32, 'full')]
+  assert [row['remat'] for row in rows] == ['full', 'full']
+  assert rows[0]['too_large'] == {'dots': 'too large'}
   assert rows[0]['tokens_per_s'] == 32
 
 
