@@ -277,19 +277,22 @@ def _paper(tokens: int, model_width: int) -> Suite:
   )
 
 
-def _gpu_case(sizes: tuple[int, ...], gate: str = 'none') -> Case:
+def _gpu_case(
+  sizes: tuple[int, ...], gate: str = 'none', value_dim: int = 0
+) -> Case:
   batch, length, heads, value_heads, dim = sizes
   grouped = f'_hv{value_heads}' if value_heads != heads else ''
+  widths = f'd{dim}_{value_dim}' if value_dim else f'd{dim}'
   return Case(
     op='delta_rule',
     gate=gate,
-    name=f'b{batch}_t{length}_h{heads}{grouped}_d{dim}',
+    name=f'b{batch}_t{length}_h{heads}{grouped}_{widths}',
     B=batch,
     T=length,
     H=heads,
     HV=value_heads,
     K=dim,
-    V=dim,
+    V=value_dim or dim,
     dtype='bfloat16',
   )
 
@@ -299,6 +302,11 @@ def _gpu() -> Suite:
     _gpu_case((2, 200, heads, 4, dim), gate)
     for dim in GPU_CHECKED_DIMS
     for heads, gate in ((4, 'none'), (2, 'none'), (2, 'head'))
+  ]
+  checked += [
+    _gpu_case((2, 200, 2, 4, key_dim), gate, value_dim)
+    for key_dim, value_dim in ((64, 128), (128, 64))
+    for gate in ('none', 'head')
   ]
   gated = [_gpu_case(sizes, 'head') for sizes in GPU_GATED_SIZES]
   return Suite(
@@ -323,8 +331,8 @@ def _narrow(suite: Suite, only: Sequence[str]) -> Suite:
       f'{", ".join(unknown)}'
     )
   cases = tuple(case for case in suite.cases if case.name in only)
-  dims = {case.K for case in cases}
-  checked = tuple(case for case in suite.checked if case.K in dims)
+  dims = {dim for case in cases for dim in (case.K, case.V)}
+  checked = tuple(c for c in suite.checked if {c.K, c.V} <= dims)
   return dataclasses.replace(suite, cases=cases, checked=checked)
 
 

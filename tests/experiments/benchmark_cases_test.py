@@ -95,6 +95,12 @@ def test_the_gpu_suite_checks_before_it_times():
     for dim in (64, 128, 256)
     for how in (('none', False), ('none', True), ('head', True))
   }
+  unequal = {(c.K, c.V, c.gate) for c in suite.checked if c.K != c.V}
+  assert unequal == {
+    (*dims, gate)
+    for dims in ((64, 128), (128, 64))
+    for gate in ('none', 'head')
+  }
   assert {c.dtype for c in suite.cases + suite.checked} == {'bfloat16'}
 
 
@@ -102,7 +108,9 @@ def test_only_some_sizes_and_their_checks():
   only = ['b8_t1024_h8_d64', 'b4_t2048_h16_d128']
   suite = benchmark_cases.suite('gpu', only=only)
   assert [c.name for c in suite.cases] == only[::-1]
-  assert {c.K for c in suite.checked} == {64, 128}
+  assert {(c.K, c.V) for c in suite.checked} == {
+    (key_dim, value_dim) for key_dim in (64, 128) for value_dim in (64, 128)
+  }
   suite = benchmark_cases.suite('gpu', only=only[:1])
   assert {c.K for c in suite.checked} == {64}
   assert len(suite.checked) == 3
