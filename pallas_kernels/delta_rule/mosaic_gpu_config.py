@@ -30,7 +30,7 @@ class Config:
   Attributes:
     stages: chunks in shared memory at a time, in the recurrences.
     inverse_groups: chunks that a block of threads inverts at a time.
-    save_inverse: keep T for the backward pass (256 bytes per token and head)
+    save_inverse: keep T for the backward pass (192 bytes per token and head)
       rather than take it anew.
     interpret: parameters of the interpreter, to run without a GPU.
   """
