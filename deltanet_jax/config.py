@@ -51,13 +51,14 @@ class ModelConfig:
     dtype: dtype of the activations; parameters are float32.
     remat: what a block keeps for its backward pass, from most to least memory;
       the rest is recomputed. `none`: all that its gradient reads. `dots`: the
-      results of its projections and of its recurrence, with the inverses of
-      chunks that the GPU kernels of the delta rule name; what is computed again
-      is elementwise, which a GPU does faster than it stores and loads. `mixer`:
-      the output of the mixer and what those kernels name (`delta_rule_*`: their
-      inputs and the inverses), so that neither they nor the MLP's input run
-      twice. `offload`: the results of the projections, in the memory of the
-      host. `full`: its input alone.
+      results of its projections, of its recurrence (with the inverses of chunks
+      that the GPU kernels of the delta rule name) and of cuDNN's attention.
+      What it computes again is elementwise, which a GPU does faster than it
+      stores and loads, and attention without cuDNN. `mixer`: the output of the
+      mixer and what those kernels name (`delta_rule_*`: their inputs and the
+      inverses), so that neither they nor the MLP's input run twice. `offload`:
+      the results of the projections, in the memory of the host. `full`: its
+      input alone.
     delta_net: options of the `delta_net` mixer, and so on for all mixers.
   """
 

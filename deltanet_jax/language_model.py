@@ -75,11 +75,25 @@ def _stacked_blocks(config, rngs):
 
 _POLICIES = jax.checkpoint_policies
 _CHUNK_INVERSE = 'delta_rule_chunk_inverse'
+_IS_OF_RECURRENCE = _POLICIES.save_only_these_names(
+  recurrence.OUTPUT, _CHUNK_INVERSE
+)
+
+
+def _keep_products(primitive, *operands, **settings) -> bool:
+  """The policy of `dots`, see `config.ModelConfig`."""
+  return (
+    # cuDNN's attention, output and sums; other attention is products.
+    primitive.name.startswith('dot_product_attention_fwd')
+    or _IS_OF_RECURRENCE(primitive, *operands, **settings)
+    or _POLICIES.dots_with_no_batch_dims_saveable(
+      primitive, *operands, **settings
+    )
+  )
+
+
 _REMAT_POLICIES = {
-  'dots': _POLICIES.save_from_both_policies(
-    _POLICIES.dots_with_no_batch_dims_saveable,
-    _POLICIES.save_only_these_names(recurrence.OUTPUT, _CHUNK_INVERSE),
-  ),
+  'dots': _keep_products,
   'mixer': _POLICIES.save_only_these_names(
     block_lib.MIXER_OUTPUT,
     *(f'delta_rule_{x}' for x in ('q', 'k', 'v', 'beta', 'g', 'initial_state')),

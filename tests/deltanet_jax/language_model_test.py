@@ -6,6 +6,7 @@ import re
 
 from flax import nnx
 import jax
+from jax._src.cudnn import fused_attention_stablehlo as cudnn
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from deltanet_jax import block as block_lib
 from deltanet_jax import config as config_lib
 from deltanet_jax import language_model
+from deltanet_jax.layers import attention
 from deltanet_jax.layers import delta_net
 from deltanet_jax.layers import norm
 
@@ -290,6 +292,33 @@ def test_remat_recomputes_what_it_says():
   assert count('mixer', 'dot_general') < count('full', 'dot_general')
   # The recurrence, too, runs once where its output is kept.
   assert count('dots', 'dot_general') < count('offload', 'dot_general')
+
+
+@pytest.mark.parametrize(('remat', 'runs'), [('dots', 1), ('full', 2)])
+def test_attention_of_cudnn_runs_once_where_products_are_kept(
+  monkeypatch, remat, runs
+):
+  # It is traced only, so that any machine passes for one that has it.
+  monkeypatch.setattr(cudnn, 'check_cudnn_version', lambda: 91_000)
+  monkeypatch.setattr(cudnn, 'check_compute_capability', lambda _: True)
+  config = dataclasses.replace(
+    CONFIG,
+    mixers=('attention',),
+    attention=attention.AttentionConfig(implementation='cudnn'),
+    dtype='bfloat16',
+    remat=remat,
+  )
+  params = jax.eval_shape(
+    lambda: language_model.init(config, jax.random.key(0))
+  )
+  tokens = jax.ShapeDtypeStruct((1, 64), jnp.int32)
+
+  def loss(params, tokens):
+    hidden, _ = language_model.hidden_states(config, params, tokens)
+    return jnp.sum(hidden.astype(jnp.float32))
+
+  jaxpr = str(jax.make_jaxpr(jax.grad(loss))(params, tokens))
+  assert jaxpr.count('dot_product_attention_fwd_wrapper[') == runs
 
 
 def test_bfloat16_gives_close_float32_logits():
