@@ -117,8 +117,10 @@ def _default_chunk(q, v, g) -> int:
   if q.dtype == jnp.float32:
     # More keys than dimensions depend on one another, sums over X cancel, and
     # in chunks that are longer yet they lose digits.
-    # With a decay per channel each pair of a chunk costs K products.
-    return min(32 if _has_channels(g) else 64, key_dim)
+    # With a decay each pair of a chunk costs an exponential, per channel K.
+    is_small = max(key_dim, value_dim) <= 64
+    is_short = g is not None and (is_small or _has_channels(g))
+    return min(32 if is_short else 64, key_dim)
   return 32 if max(key_dim, value_dim) <= 64 else 64
 
 
