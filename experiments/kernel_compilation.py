@@ -195,9 +195,7 @@ def use_mosaic_gpu() -> None:
   They would decline, since the machine that compiles has no such device.
   """
   kernels, *others = api.DELTA_RULE.implementations
-  available = dispatch.Implementation(
-    name=kernels.name, function=kernels.function
-  )
+  available = dataclasses.replace(kernels, unavailable=lambda: None)
   api.DELTA_RULE = dispatch.Op('delta_rule', (available, *others))
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from experiments import ahead_of_time
 from experiments import kernel_compilation
+from pallas_kernels.delta_rule import api
 
 
 @pytest.fixture
@@ -73,3 +74,13 @@ def test_a_kernel_that_is_not_called_has_no_bytes():
   lowered = jax.jit(lambda x: x + x).lower(1.0)
   with pytest.raises(ValueError, match='must be called once, got 0 calls'):
     kernel_compilation.call_bytes(lowered, 'delta_rule_inverse')
+
+
+def test_kernels_that_are_let_in_keep_what_they_cover(monkeypatch):
+  # With the time axis cut, V + K columns are one run only where they fit.
+  op = api.DELTA_RULE
+  monkeypatch.setattr(api, 'DELTA_RULE', op)
+  kernel_compilation.use_mosaic_gpu()
+  assert api.DELTA_RULE.explain()[0] == ('mosaic_gpu', None)
+  assert api.DELTA_RULE.takes_value_dim(None, 128)
+  assert not api.DELTA_RULE.takes_value_dim(None, 256)
