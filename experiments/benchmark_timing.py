@@ -29,9 +29,8 @@ def time_alternately(
 
   Taking turns, all of them meet the same state of the machine. In each turn
   `SETTLING_CALLS` calls that are not counted come first: the caches and the
-  pages of memory are then its own and not those of the function before. Of a
-  call of 30 ms on two cores the first after another function took 57 to 82 ms,
-  the second 45 to 48, the third and those that followed 29 to 42.
+  pages of memory are then its own and not those of the function before. One is
+  not enough after a function that takes much memory.
 
   Args:
     functions: what is called, by name.
