@@ -11,12 +11,13 @@ No power of A is formed: for nearly parallel keys and beta near 2 the powers
 grow by orders of magnitude before they cancel. All products take pairs (see
 `mosaic_gpu_utils`). X A_s is X A in the blocks of A_s, so A is stored once.
 
-Until the last join all is 0 outside of the quarters of 32 tokens on the
-diagonal. So X is kept as these two, one above the other, [C, 32]: a product
-multiplies both by either quarter of the other factor, and of the two results
-the rows are taken that belong together. In shared memory A and T, too, are
-their quarters: the pair of those on the diagonal over the pair of the one below
-it, which are the lower rows of [C, 32] each, all in all [4 C, 32].
+Until blocks are S long, all is 0 outside of those on the diagonal. So X is kept
+as these, one above the other, [C, S]: a product multiplies all by each block of
+the other factor, and of the C / S results the rows are taken that belong
+together. S is 16, then 32, and T is found as quarters. In shared memory A and
+T, too, are their quarters: the pair of those on the diagonal over the pair of
+the one below it, which are the lower rows of [C, 32] each, all in all
+[4 C, 32].
 """
 
 import jax
@@ -30,11 +31,19 @@ from pallas_kernels.delta_rule import mosaic_gpu_layout as layout
 
 _C = layout.CHUNK
 _HALF = layout.HALF
+_SMALL = 16
 
 
-def _quarter(ref, row, column):
-  """Returns the pair of a quarter in shared memory, not the one that is 0."""
-  start = row * _HALF if row == column else 2 * _C + _HALF
+def _block(ref, number):
+  """Returns the pair of a block on the diagonal, [S, S] of [2 C, S] or more."""
+  size = ref.shape[1]
+  start = number * size
+  return [ref.at[pl.ds(at, size)] for at in (start, start + _C)]
+
+
+def _below(ref):
+  """Returns the pair of the quarter below the diagonal in shared memory."""
+  start = 2 * _C + _HALF
   return [ref.at[pl.ds(at, _HALF)] for at in (start, start + _C)]
 
 
@@ -47,30 +56,65 @@ def _store(ref, *matrices):
   return pairs
 
 
-def _joining(difference, x, level):
+def _own_rows(parts):
+  """Returns the i-th S rows of the i-th of the parts [C, S]."""
+  size = parts[0].shape[1]
+  row, _ = utils.indices(_C, size)
+  rows, *others = parts
+  for number, part in enumerate(others, start=1):
+    rows = jnp.where(row >= number * size, part, rows)
+  return utils.cast(rows)
+
+
+def _diagonal(a, size):
+  """Returns the blocks on the diagonal of a, one above the other."""
+  starts = range(0, _C, size)
+  return _own_rows([a[:, start : start + size] for start in starts])
+
+
+def _times(parts, pair_s):
+  """Returns the products of blocks in registers with those in memory."""
+  count = _C // pair_s.shape[1]
+  products = (
+    utils.split_products(parts, _block(pair_s, number))
+    for number in range(count)
+  )
+  return _own_rows(utils.matmuls(*products))
+
+
+def _differing(size):
+  """Returns where row and column of blocks [C, S] differ, an exclusive or."""
+  row, column = utils.indices(_C, size)
+  return (row & (size - 1)) ^ column
+
+
+def _joining(x, level):
   """Returns the elements of x in A_s, s = 2^level, and 0 elsewhere.
 
-  There the numbers of row and column differ first in the bit of s; `difference`
-  is their exclusive or. All of x lie below the diagonal.
+  There the numbers of row and column differ first in the bit of s. All of x lie
+  below the diagonal.
   """
-  return utils.cast(jnp.where(difference >> level == 1, x, 0.0))
+  is_joining = _differing(x.shape[1]) >> level == 1
+  return utils.cast(jnp.where(is_joining, x, 0.0))
 
 
-def _by_quarter(is_second, first, second):
-  """Returns the first half of the rows of `first`, the second of `second`."""
-  return utils.cast(jnp.where(is_second, second, first))
+def _join(x, a_s, x_s, level):
+  """Returns X - X A_s X, s = 2^level, for blocks [C, S]; `x_s` is scratch."""
+  (x_pair,) = _store(x_s, x)
+  z = _joining(_times(x_pair, a_s), level)
+  return x - _times(utils.split(z), x_s)
 
 
-def _times(parts, is_second, pair_s, quarters):
-  """Returns the products of two quarters in registers with two in memory."""
-  products = [
-    utils.split_products(parts, _quarter(pair_s, *quarter))
-    for quarter in quarters
-  ]
-  return _by_quarter(is_second, *utils.matmuls(*products))
+def _widened(x):
+  """Returns blocks [C, S] as those of 2 S, [C, 2 S], with zeros beside."""
+  size = x.shape[1]
+  row, _ = utils.indices(_C, size)
+  is_second = row & size != 0
+  halves = jnp.where(is_second, 0.0, x), jnp.where(is_second, x, 0.0)
+  return utils.cast(jnp.concatenate(halves, axis=1))
 
 
-def _invert(a, a_s, x_s):
+def _invert(a, a_s, x_s, small_a_s, small_x_s):
   """Returns the quarters of (I + a)^-1, float32 [C, 32] each.
 
   These are those on the diagonal, one above the other, and the one below it,
@@ -80,28 +124,27 @@ def _invert(a, a_s, x_s):
     a: float32 [C, C].
     a_s: scratch for the quarters of `a`.
     x_s: scratch for a pair [C, 32].
+    small_a_s: scratch for a pair [C, 16].
+    small_x_s: the same.
   """
-  row, column = utils.indices(_C, _HALF)
-  is_second = row >= _HALF
-  difference = (row & (_HALF - 1)) ^ column
-  left, right = a[:, :_HALF], a[:, _HALF:]
-  diagonal = _by_quarter(is_second, left, right)
-  _store(a_s, diagonal, left)
-  x = jnp.where(difference == 0, 1.0, 0.0) - _joining(difference, diagonal, 0)
+  quarters = _diagonal(a, _HALF)
+  _store(a_s, quarters, a[:, :_HALF])
+  small = _diagonal(a, _SMALL)
+  _store(small_a_s, small)
+  x = jnp.where(_differing(_SMALL) == 0, 1.0, 0.0) - _joining(small, 0)
   x = utils.cast(x)
-  for level in range(1, _HALF.bit_length() - 1):
-    (x_pair,) = _store(x_s, x)
-    z = _times(x_pair, is_second, a_s, ((0, 0), (1, 1)))
-    z_pair = utils.split(_joining(difference, z, level))
-    x -= _times(z_pair, is_second, x_s, ((0, 0), (1, 1)))
+  last = _SMALL.bit_length() - 1
+  for level in range(1, last):
+    x = _join(x, small_a_s, small_x_s, level)
+  x = _join(_widened(x), a_s, x_s, last)
   (x_pair,) = _store(x_s, x)
-  z = utils.matmul(utils.split_products(x_pair, _quarter(a_s, 1, 0)))
-  below = utils.split_products(utils.split(z), _quarter(x_s, 0, 0))
+  z = utils.matmul(utils.split_products(x_pair, _below(a_s)))
+  below = utils.split_products(utils.split(z), _block(x_s, 0))
   return x, utils.negative(utils.matmul(below))
 
 
-def _compute(k_s, rows_s, beta_s, sum_s, a_s, x_s, sizes):
-  """Stores the quarters of T of a chunk in `a_s`; `x_s` is scratch."""
+def _compute(k_s, rows_s, beta_s, sum_s, pairs, sizes):
+  """Stores the quarters of T of a chunk in the first of the pairs."""
   gram = utils.matmul([(k_s, utils.transposed(k_s))])
   row, column = utils.indices(_C, _C)
   if sizes.gated:
@@ -112,22 +155,20 @@ def _compute(k_s, rows_s, beta_s, sum_s, a_s, x_s, sizes):
     a = utils.cast(jnp.where(row > column, gram, 0.0))
   beta = utils.load_rows(rows_s.at[layout.BETA])
   a = a * utils.over_rows(beta, _C)
-  diagonal, below = _invert(a, a_s, x_s)
+  quarters, below = _invert(a, *pairs)
   first, second = (
     utils.over_columns(
       utils.load_columns(beta_s.at[layout.block(half, _HALF)]), _C
     )
     for half in (0, 1)
   )
-  row, _ = utils.indices(_C, _HALF)
-  beta = _by_quarter(row >= _HALF, first, second)
-  _store(a_s, diagonal * beta, below * first)
+  _store(pairs[0], quarters * _own_rows([first, second]), below * first)
 
 
 def _copy_out(t_s, t_g):
   """Copies T without the rows that mean nothing."""
   plgpu.copy_smem_to_gmem(t_s.at[pl.ds(0, 2 * _C)], t_g.at[pl.ds(0, 2 * _C)])
-  for part, ref in enumerate(_quarter(t_s, 1, 0)):
+  for part, ref in enumerate(_below(t_s)):
     start = 2 * _C + part * _HALF
     plgpu.copy_smem_to_gmem(ref, t_g.at[pl.ds(start, _HALF)])
   plgpu.wait_smem_to_gmem(0, wait_read_only=True)
@@ -150,12 +191,11 @@ def inverse(
   """
   count = sizes.rows * sizes.chunks
 
-  def kernel(k_g, rows_g, t_g, k_s, rows_s, beta_s, sum_s, a_s, x_s, full):
+  def kernel(k_g, rows_g, t_g, *scratch):
     group = lax.axis_index('warpgroup')
     index = lax.axis_index('block') * groups + group
-    full = full.at[group]
-    k_s, rows_s, beta_s, sum_s, a_s, x_s = (
-      ref.at[group] for ref in (k_s, rows_s, beta_s, sum_s, a_s, x_s)
+    k_s, rows_s, beta_s, sum_s, *pairs, full = (
+      ref.at[group] for ref in scratch
     )
 
     @pl.when(index < count)
@@ -169,8 +209,8 @@ def inverse(
       if sizes.gated:
         plgpu.copy_gmem_to_smem(rows_g.at[index, layout.SUM], sum_s, full)
       plgpu.barrier_wait(full)
-      _compute(k_s, rows_s, beta_s, sum_s, a_s, x_s, sizes)
-      _copy_out(a_s, t_g.at[index])
+      _compute(k_s, rows_s, beta_s, sum_s, pairs, sizes)
+      _copy_out(pairs[0], t_g.at[index])
 
   return plgpu.kernel(
     kernel,
@@ -182,6 +222,8 @@ def inverse(
       plgpu.SMEM((groups, _C), jnp.float32),
       utils.shared(groups, 4 * _C, _HALF, tile=_HALF),
       utils.shared(groups, 2 * _C, _HALF, tile=_HALF),
+      utils.shared(groups, 2 * _C, _SMALL, tile=_SMALL),
+      utils.shared(groups, 2 * _C, _SMALL, tile=_SMALL),
       plgpu.Barrier(num_arrivals=4 if sizes.gated else 3, num_barriers=groups),
     ],
     grid=(-(-count // groups),),
