@@ -59,6 +59,11 @@ class ModelConfig:
       inverses), so that neither they nor the MLP's input run twice. `offload`:
       the results of the projections, in the memory of the host. `full`: its
       input alone.
+    scan_layers: the layers are turns of a loop, and a model of any depth is
+      compiled as fast as one layer. False: they are written out, which compiles
+      longer and trains faster: what a layer keeps for the backward pass is then
+      not copied into an array of all layers, and from there again. The
+      parameters are the same.
     delta_net: options of the `delta_net` mixer, and so on for all mixers.
   """
 
@@ -74,6 +79,7 @@ class ModelConfig:
   norm_eps: float = 1e-6
   dtype: options.DType = 'bfloat16'
   remat: RematPolicy = 'none'
+  scan_layers: bool = True
   attention: attention_lib.AttentionConfig = attention_lib.AttentionConfig()
   sliding_window: attention_lib.SlidingWindowConfig = (
     attention_lib.SlidingWindowConfig()

@@ -24,7 +24,8 @@ Initial values (standard deviation 0.02 as in the paper's code base):
 Block i stands for the i-th run of equal mixers in the period (`config.runs`):
 its parameters are stacked over the R repeats of the period and, where the run
 is of n > 1 layers, over these: [R, n, ...]. Both are scanned, so a model of any
-depth compiles as many blocks as its period has runs.
+depth compiles as many blocks as its period has runs, unless `scan_layers` of
+the configuration is False.
 """
 
 from collections.abc import Callable
@@ -109,8 +110,9 @@ def _rematerialize(
 ) -> Callable:
   """Wraps the pure function of a run's blocks with `config.remat`."""
   # A scan of several layers keeps the forward and the recomputation in two
-  # loops, which XLA cannot merge; a single one is unrolled and could be merged.
-  prevent_cse = config.num_repeats * length == 1
+  # loops, which XLA cannot merge; unrolled, as a single one is, it could.
+  is_loop = config.scan_layers and config.num_repeats * length > 1
+  prevent_cse = not is_loop
   if config.remat == 'none':
     layer = jax.tree.map(lambda x: x[0], params) if length > 1 else params
     return sharding.except_gathered(function, layer, prevent_cse=prevent_cse)
@@ -205,6 +207,7 @@ class LanguageModel(nnx.Module):
 
   def _run_blocks(self, x, segment_ids, cache):
     """Scans the repeats of the period over x [B, T, D]."""
+    unroll = not self.config.scan_layers
     split = {name: nnx.split(block) for name, block in self.blocks.items()}
     graphs = {name: graph for name, (graph, _) in split.items()}
     params = {name: leaves for name, (_, leaves) in split.items()}
@@ -224,12 +227,12 @@ class LanguageModel(nnx.Module):
         run = functools.partial(run_block, graph)
         run = _rematerialize(run, self.config, length, params[name])
         if length > 1:
-          run = functools.partial(jax.lax.scan, run)
+          run = functools.partial(jax.lax.scan, run, unroll=unroll)
         past = None if cache is None else cache[name]
         x, new[name] = run(x, (params[name], past))
       return x, None if cache is None else new
 
-    return jax.lax.scan(run_period, x, (params, cache))
+    return jax.lax.scan(run_period, x, (params, cache), unroll=unroll)
 
 
 def init(config: config_lib.ModelConfig, key: jax.Array) -> Params:

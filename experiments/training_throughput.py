@@ -4,7 +4,8 @@ Tokens of a step stay the same while rows grow longer: 2048 x 8 to 16384 x 1;
 with a mesh of n devices, n times as many rows.
 What is timed is `train_step.build`, the step that trains, on random tokens in
 rows of one document. `remat` is dots, which is faster on a GPU than to keep all
-activations, or full where there is no memory for it.
+activations, or full where there is no memory for it; the layers are written out
+(`scan_layers` False).
 
 The share of a GPU's peak (MFU) is by 6 N + 6 L D T operations a token: N the
 parameters but for the embedding, which is looked up, and L the layers of
@@ -123,7 +124,7 @@ def peak_flops_per_s() -> float | None:
 def _config(name: str, length: int, remat: str, setting: Setting):
   model = deltanet_jax.preset(name, setting.size)
   return config_lib.TrainLMConfig(
-    model=dataclasses.replace(model, remat=remat),
+    model=dataclasses.replace(model, remat=remat, scan_layers=False),
     data=config_lib.DataConfig(
       batch_size=setting.batch_size(length), sequence_length=length
     ),
@@ -242,7 +243,13 @@ def _first_that_fits(name, length, remats, setting) -> Row:
     except _NotRunError as error:
       reasons[remat] = str(error)
     else:
-      return {'remat': remat, 'too_large': reasons, **found}
+      scan_layers = config.model.scan_layers
+      return {
+        'remat': remat,
+        'scan_layers': scan_layers,
+        'too_large': reasons,
+        **found,
+      }
   texts = [f'{remat}: {reason}' for remat, reason in reasons.items()]
   reason = '; '.join(texts + late)
   return {'remat': None, 'too_large': reasons, 'reason': reason}

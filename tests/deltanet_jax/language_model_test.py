@@ -221,6 +221,24 @@ def test_remat_changes_no_gradient(repeats):
     jax.tree.map(_assert_close, gradients[remat], gradients['none'])
 
 
+@pytest.mark.parametrize('remat', ['none', 'dots'])
+@pytest.mark.parametrize(
+  'mixers', [('attention',), ('attention', 'attention', 'sliding_window')]
+)
+def test_layers_written_out_change_no_gradient(mixers, remat):
+  gradients, loops = {}, {}
+  for scan_layers in (True, False):
+    config = dataclasses.replace(
+      CONFIG, num_layers=6, mixers=mixers, remat=remat, scan_layers=scan_layers
+    )
+    step = jax.jit(jax.grad(functools.partial(_loss, config)))
+    compiled = step.lower(_params(config)).compile()
+    gradients[scan_layers] = compiled(_params(config))
+    loops[scan_layers] = compiled.as_text().count(' while(')
+  jax.tree.map(_assert_close, gradients[False], gradients[True])
+  assert loops[False] == 0 < loops[True]
+
+
 def _kept(config, fsdp):
   """Returns what a model leaves for its backward pass."""
   params = jax.eval_shape(

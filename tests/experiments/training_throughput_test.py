@@ -16,6 +16,7 @@ TINY = training_throughput.Setting(size='tiny', tokens=32)
 def test_tokens_are_trained_with_little_recomputed_where_that_fits():
   row = training_throughput.measure('delta_net', 16, TINY)
   assert (row['batch'], row['length'], row['remat']) == (2, 16, 'dots')
+  assert not row['scan_layers']
   assert len(row['step_seconds']) == 5
   median = sorted(row['step_seconds'])[2]
   assert row['tokens_per_s'] == pytest.approx(32 / median)
