@@ -71,6 +71,7 @@ def _draw_model(panel: axes.Axes, rows: Sequence[Row], name: str) -> None:
       )
   panel.set_title(name.replace('_', ' '), fontsize='medium')
   panel.set_xticks(places, places, rotation=30, ha='right')
+  panel.margins(x=0.15, y=0.12)  # Room for the labels.
   panel.grid(alpha=0.25)
   panel.spines[['top', 'right']].set_visible(False)
 
