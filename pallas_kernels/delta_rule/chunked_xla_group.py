@@ -23,7 +23,8 @@ needs no derivative of the inverse. With dO and dS' given,
 and these go back to q, k and g through what made G, P, Q_in, K_in and K_out.
 In the inverse and where it is divided by, a strength of 0 is 2^-60: too little
 to be seen, and dV / b is the gradient of b E that it should be. Saved for the
-backward pass are the state that enters each chunk, X, E and the inverse.
+backward pass are the state that enters each chunk, X with such strengths, and
+the inverse.
 
 With n keys per token (`delta_product`), k, v and beta have n entries per token
 and g is zero but at the first of them; each query reads after the last.
@@ -32,7 +33,7 @@ For float32 inputs G, its inverse and the products with it are computed in
 float64, and E, X and dV are rounded. Where keys are nearly parallel and beta is
 near 2, sums over X cancel to a fraction of their terms, and whatever of these
 were rounded beforehand would cost several times the error of the scan over
-tokens. The inverse is saved as two float32 parts.
+tokens. The inverse is saved as two float32 parts, each a triangle of one array.
 """
 
 import functools
@@ -74,9 +75,8 @@ class Solved(NamedTuple):
   """What the backward pass reads of a group, beside the inputs."""
 
   states: jax.Array  # [M, N, K, V], entering each chunk
-  x: jax.Array  # [M, N, C, V]
-  error: jax.Array  # [M, N, C, V]
-  inverse_t: tuple[jax.Array, ...]  # [M, N, C, C] each, to be summed
+  x: jax.Array  # [M, N, C, V], of strengths that are not 0
+  inverse: jax.Array  # [M, N, C, C], see `_packed`
 
 
 class _Decays(NamedTuple):
@@ -111,6 +111,11 @@ def _per_channel(g) -> bool:
 def _strength(beta):
   """Returns beta, of at least 2^-60."""
   return jnp.where(jnp.abs(beta) < _LEAST, _LEAST, beta)
+
+
+def _written(x, beta):
+  """Returns the values that are written, from those that are saved."""
+  return beta / _strength(beta) * x
 
 
 def _decays(g, cut, dtype) -> _Decays | None:
@@ -169,6 +174,28 @@ def _invert(inputs: Inputs, cut, decays, dtype):
   return triangular_inverse.unit_lower_inverse(gram * strength, exact=False)
 
 
+def _packed(inverse):
+  """Returns a lower unit triangular matrix in float32 [..., C, C].
+
+  On and above the diagonal is its transpose, below it, of float64, what that
+  leaves for a second float32.
+  """
+  upper = jnp.swapaxes(inverse, -1, -2)
+  high = upper.astype(jnp.float32)
+  if inverse.dtype == jnp.float32:
+    return high
+  low = inverse - jnp.swapaxes(high, -1, -2).astype(inverse.dtype)
+  return jnp.triu(high) + jnp.tril(low.astype(jnp.float32), -1)
+
+
+def _unpacked_transpose(packed, dtype):
+  """Returns the transpose of what was `_packed`, in its dtype."""
+  if dtype == jnp.float32:
+    return packed
+  low = jnp.swapaxes(jnp.tril(packed, -1), -1, -2)
+  return jnp.triu(packed).astype(dtype) + low.astype(dtype)
+
+
 def write(state, inputs: Inputs, cut, *, static: Static, dtype):
   """Takes the state through the chunks of a group; solves in `dtype`.
 
@@ -180,37 +207,32 @@ def write(state, inputs: Inputs, cut, *, static: Static, dtype):
   made = _prepare(q, k, g, cut, decays, static, known=None, has_gram=False)
   inverse = _invert(inputs, cut, decays, dtype)
   k_out_t = chunking.transpose(made.k_out)
-  beta = inputs.beta.astype(dtype)
+  strength = _strength(inputs.beta).astype(dtype)
   state = state[0]
-  states, writes, errors = [], [], []
+  states, saved = [], []
   for m, v in enumerate(inputs.v):
     fresh = v - made.k_in[m] @ state
     error = inverse[m] @ fresh.astype(dtype)
-    x = (beta[m] * error).astype(jnp.float32)
+    x = (strength[m] * error).astype(jnp.float32)
     states.append(state)
-    writes.append(x)
-    errors.append(error.astype(jnp.float32))
+    saved.append(x)
     keep = None if made.keep is None else made.keep[m]
-    state = decay.scaled(state, keep) + k_out_t[m] @ x
+    written = _written(x, inputs.beta[m])
+    state = decay.scaled(state, keep) + k_out_t[m] @ written
     state = jax.lax.optimization_barrier(state)
-  states, x, error = map(jnp.stack, (states, writes, errors))
-  o = made.q_in @ states + made.p @ x
-  inverse_t = jnp.swapaxes(inverse, -1, -2)
-  parts = (inverse_t.astype(jnp.float32),)
-  if dtype == jnp.float64:
-    rest = inverse_t - parts[0].astype(dtype)
-    parts += (rest.astype(jnp.float32),)
-  return state[None], o, Solved(states, x, error, parts)
+  states, x = map(jnp.stack, (states, saved))
+  o = made.q_in @ states + made.p @ _written(x, inputs.beta)
+  return state[None], o, Solved(states, x, _packed(inverse))
 
 
-def _read(dstate, made, beta, inverse_t, dx_o, read, dtype):
+def _read(dstate, made, beta, inverse, dx_o, read, dtype):
   """Takes dS' back through the chunks of a group; solves in `dtype`.
 
   Returns:
     dS before the group, dV and dS' of every chunk.
   """
   strength = _strength(beta).astype(dtype)
-  inverse_t = sum(x.astype(dtype) for x in inverse_t)
+  inverse_t = _unpacked_transpose(inverse, dtype)
   k_in_t = chunking.transpose(made.k_in)
   dvs, dstates = [], []
   for m in reversed(range(dx_o.shape[0])):
@@ -288,18 +310,19 @@ def take_back(dstate, inputs, solved, do, cut, *, static: Static, dtype):
     dstate[0],
     made,
     inputs.beta,
-    solved.inverse_t,
+    solved.inverse,
     p_t @ do,
     q_in_t @ do,
     dtype,
   )
-  x = solved.x
+  x = _written(solved.x, inputs.beta)
   dpairs = _pairs(-dv, do, x, dtype if has_decay else jnp.float32)
   back = _cotangents(made, dpairs, do, dv, x, solved.states, dstates)
   dq, dk, dg = pullback(back)
   if has_decay:
     dg = _dg(cut, decays.pair, made, back, pairs, dpairs, static, dtype)
-  dbeta = _row_sums(dv, solved.error) / _strength(inputs.beta)
+  strength = _strength(inputs.beta)
+  dbeta = _row_sums(dv / strength, solved.x / strength)
   gradients = Inputs(dq, dk, dv, dbeta, dg)
   gradients = jax.tree.map(lambda x: x.astype(jnp.float32), gradients)
   return dstate[None], gradients
