@@ -1,4 +1,9 @@
-"""Compiles the passes of an op that are timed, and says what does not fit."""
+"""Compiles the passes of an op that are timed, and says what does not fit.
+
+A call writes its results where those of the call before were, as a training
+step writes its state: what is timed is the op, not what the system does to have
+fresh memory for results that are thrown away.
+"""
 
 from collections.abc import Callable, Iterable, Mapping
 from concurrent import futures
@@ -21,12 +26,15 @@ class Program:
   """A compiled pass.
 
   Attributes:
-    compiled: what is timed.
+    compiled: what is timed, of the last results, which it overwrites, and the
+      arguments.
+    results: shapes and dtypes of the results.
     residuals: of the pass `backward`, what makes its arguments: the forward
       pass, whose residuals and cotangents of ones it returns.
   """
 
   compiled: jax.stages.Compiled
+  results: Any
   residuals: jax.stages.Compiled | None = None
 
   @property
@@ -42,14 +50,25 @@ class Program:
       memory.argument_size_in_bytes
       + memory.output_size_in_bytes
       + memory.temp_size_in_bytes
+      - memory.alias_size_in_bytes
     )
 
   def bind(self, arguments: Mapping[str, jax.Array]) -> Callable[[], Any]:
-    """Returns a call of the pass for the arguments of the op."""
+    """Returns a call of the pass for the arguments of the op.
+
+    Its results are there until it is called again.
+    """
     given = arguments
     if self.residuals is not None:
       given = jax.block_until_ready(self.residuals(arguments))
-    return functools.partial(self.compiled, given)
+    last = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self.results)
+
+    def call():
+      nonlocal last
+      last = self.compiled(last, given)
+      return last
+
+    return call
 
 
 def pass_function(
@@ -118,22 +137,35 @@ def too_large(needed: int, limit: int) -> str | None:
   )
 
 
-def _compiled(run, pass_name: str, arguments) -> Program:
+def _program(function, arguments, **options) -> Program:
+  def call(last, given):
+    del last
+    return function(given)
+
+  results = jax.eval_shape(function, arguments)
+  overwriting = jax.jit(call, donate_argnums=0, keep_unused=True)
+  return Program(
+    compiled=overwriting.lower(results, arguments).compile(),
+    results=results,
+    **options,
+  )
+
+
+def compile_pass(
+  run: Callable[..., Any], pass_name: str, arguments: Mapping[str, jax.Array]
+) -> Program:
+  """Returns the program of a pass of `run`, see `pass_function`."""
   if pass_name != 'backward':
-    function = jax.jit(pass_function(run, pass_name))
-    return Program(compiled=function.lower(arguments).compile())
+    return _program(pass_function(run, pass_name), arguments)
   residuals, backward = backward_functions(run)
   before = jax.jit(residuals).lower(arguments)
-  return Program(
-    compiled=jax.jit(backward).lower(before.out_info).compile(),
-    residuals=before.compile(),
-  )
+  return _program(backward, before.out_info, residuals=before.compile())
 
 
 def _compile(run, pass_name: str, arguments) -> Program | str:
   """Returns the program, or why there is none."""
   try:
-    return _compiled(run, pass_name, arguments)
+    return compile_pass(run, pass_name, arguments)
   except NotImplementedError as error:
     return str(error)
   except jax.errors.JaxRuntimeError as error:

@@ -158,8 +158,8 @@ def _compile(peer: Peer, arguments: Mapping[str, jax.Array]):
     run = peer.load()
   except ImportError as error:
     return None, f'{error}; {peer.install}'
-  function = benchmark_programs.pass_function(run, 'forward_backward')
-  return jax.jit(function).lower(arguments).compile(), None
+  program = benchmark_programs.compile_pass(run, 'forward_backward', arguments)
+  return program, None
 
 
 def rows(
@@ -176,23 +176,21 @@ def rows(
   """
   arguments = case.arguments()
   arguments['g'] = jnp.maximum(arguments['g'], _LEAST_LOG_DECAY)
-  programs, reasons, differences = {}, {}, {}
+  programs, calls, reasons, differences = {}, {}, {}, {}
   expected = None
   for peer in peers:
     program, reasons[peer] = _compile(peer, arguments)
     if program is None:
       continue
-    found = program(arguments)
+    call = program.bind(arguments)
+    found = jax.device_get(call())
     expected = found if expected is None else expected
     differences[peer] = difference(found, expected)
     if differences[peer] <= MOST_DIFFERENCE:  # And is no nan.
-      programs[peer] = program
+      programs[peer], calls[peer] = program, call
     else:
       reasons[peer] = f'it differs from ours by {differences[peer]:.1e}'
-  seconds = benchmark_timing.time_alternately(
-    {peer: functools.partial(p, arguments) for peer, p in programs.items()},
-    repeats=repeats,
-  )
+  seconds = benchmark_timing.time_alternately(calls, repeats=repeats)
   for peer in peers:
     row = {
       'kind': 'peer',
@@ -208,7 +206,7 @@ def rows(
         'median_ms': 1e3 * median,
         'min_ms': 1e3 * min(seconds[peer]),
         'times_ours': median / statistics.median(seconds[peers[0]]),
-        'temp_bytes': programs[peer].memory_analysis().temp_size_in_bytes,
+        'temp_bytes': programs[peer].temp_bytes,
         'difference': differences[peer],
         'repeats': repeats,
       }

@@ -37,6 +37,24 @@ def test_the_pass_backward_computes_the_gradients_alone(implementation):
   assert backward.needed_bytes > backward.temp_bytes >= 0
 
 
+def _addresses(results):
+  return [x.unsafe_buffer_pointer() for x in jax.tree.leaves(results)]
+
+
+@pytest.mark.parametrize('pass_name', benchmark_programs.PASSES)
+def test_a_call_writes_where_the_last_results_were(pass_name):
+  arguments = CASE.arguments()
+  programs = benchmark_programs.compile_all(
+    CASE, (pass_name,), ['xla'], arguments
+  )
+  call = programs[pass_name, 'xla'].bind(arguments)
+  first = call()
+  values, addresses = jax.tree.map(np.array, first), _addresses(first)
+  second = call()
+  assert _addresses(second) == addresses
+  jax.tree.map(np.testing.assert_array_equal, second, values)
+
+
 def test_what_an_implementation_does_not_cover_is_a_reason(monkeypatch):
   def refuse(*, implementation, **unused_arguments):
     raise NotImplementedError(f'{implementation} has none')
