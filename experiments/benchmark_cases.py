@@ -198,6 +198,8 @@ class Suite:
       timed.
     row_seconds: turns of a row end once these have passed, five at least.
     slow_seconds: what takes longer takes three turns at most.
+    cases_take_turns: not the implementations of a case, but the cases of the
+      only implementation, so that their times can be compared.
   """
 
   name: str
@@ -210,6 +212,7 @@ class Suite:
   enough_seconds: float = math.inf
   row_seconds: float = 5.0
   slow_seconds: float = math.inf
+  cases_take_turns: bool = False
 
 
 _VARIANTS = (
@@ -249,7 +252,13 @@ def _length() -> Suite:
     for gate in ('none', 'head')
     for thousands in (1, 2, 4, 8, 16, 32, 64)
   )
-  return Suite(name='length', cases=cases, implementations=('xla',))
+  return Suite(
+    name='length',
+    cases=cases,
+    implementations=('xla',),
+    row_seconds=120.0,
+    cases_take_turns=True,
+  )
 
 
 def _paper(tokens: int, model_width: int) -> Suite:

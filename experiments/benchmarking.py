@@ -7,7 +7,7 @@ import functools
 import math
 import statistics
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -102,6 +102,40 @@ def measure_fla(
   return _result(case, pass_name, arguments, seconds) | {'queued': calls}
 
 
+class _Planned(NamedTuple):
+  """What is timed, or why it cannot be."""
+
+  case: benchmark_cases.Case
+  pass_name: str
+  arguments: Mapping[str, jax.Array]
+  program: benchmark_programs.Program | str
+
+
+def _measure(
+  planned: Mapping[Any, _Planned], effort: Effort, memory_limit: int | None
+) -> dict[Any, Row]:
+  """Returns what was measured, all taking turns, by the keys of `planned`."""
+  limit = memory_limit
+  if limit is None:
+    limit = benchmark_programs.memory_limit()
+  runs, results = {}, {}
+  for key, one in planned.items():
+    call = one.program
+    if not isinstance(call, str):
+      call = benchmark_programs.first_run(call, one.arguments, limit)
+    if isinstance(call, str):
+      results[key] = {'reason': call}
+    else:
+      runs[key] = functools.partial(benchmark_timing.call_often, call)
+  for key, (seconds, count) in times(runs, effort).items():
+    case, pass_name, arguments, program = planned[key]
+    results[key] = _result(case, pass_name, arguments, seconds) | {
+      'queued': count,
+      'temp_bytes': program.temp_bytes,
+    }
+  return {key: results[key] for key in planned}
+
+
 def measure(
   case: benchmark_cases.Case,
   pass_name: str,
@@ -132,29 +166,16 @@ def measure(
   """
   if case.problem:
     return {name: {'reason': case.problem} for name in implementations}
-  limit = memory_limit
-  if limit is None:
-    limit = benchmark_programs.memory_limit()
   arguments = case.arguments() if arguments is None else arguments
   if programs is None:
     programs = benchmark_programs.compile_all(
       case, (pass_name,), implementations, arguments
     )
-  runs, results = {}, {}
-  for name in implementations:
-    call = programs[pass_name, name]
-    if not isinstance(call, str):
-      call = benchmark_programs.first_run(call, arguments, limit)
-    if isinstance(call, str):
-      results[name] = {'reason': call}
-    else:
-      runs[name] = functools.partial(benchmark_timing.call_often, call)
-  for name, (seconds, count) in times(runs, effort).items():
-    results[name] = _result(case, pass_name, arguments, seconds) | {
-      'queued': count,
-      'temp_bytes': programs[pass_name, name].temp_bytes,
-    }
-  return {name: results[name] for name in implementations}
+  planned = {
+    name: _Planned(case, pass_name, arguments, programs[pass_name, name])
+    for name in implementations
+  }
+  return _measure(planned, effort, memory_limit)
 
 
 def _ratio(results: Mapping[str, Row], names, field: str) -> float | None:
@@ -256,6 +277,21 @@ def _passes(suite, case) -> list[str]:
   ]
 
 
+def _rows_of_turns(suite, effort: Effort) -> Iterator[Row]:
+  """Yields the rows of a suite whose cases take turns."""
+  (pass_name,), (name,) = suite.passes, suite.implementations
+  planned = {}
+  for case in suite.cases:
+    arguments = case.arguments()
+    programs = benchmark_programs.compile_all(
+      case, (pass_name,), (name,), arguments
+    )
+    program = programs[pass_name, name]
+    planned[case] = _Planned(case, pass_name, arguments, program)
+  for case, found in _measure(planned, effort, None).items():
+    yield _row(suite, case, pass_name, {name: found})
+
+
 def rows(suite: benchmark_cases.Suite, *, repeats: int) -> Iterator[Row]:
   """Yields the checks, then a row per case and pass; ratios can be None."""
   begin = time.perf_counter()
@@ -265,6 +301,9 @@ def rows(suite: benchmark_cases.Suite, *, repeats: int) -> Iterator[Row]:
     row_seconds=suite.row_seconds,
     slow_seconds=suite.slow_seconds,
   )
+  if suite.cases_take_turns:
+    yield from _rows_of_turns(suite, effort)
+    return
   yield from check_rows(suite)
   for case in suite.cases:
     names = list(suite.implementations or ()) or [

@@ -66,6 +66,7 @@ def test_the_length_suite_doubles_to_64k():
   suite = benchmark_cases.suite('length')
   lengths = [case.T for case in suite.cases]
   assert lengths == 2 * [1024 << i for i in range(7)]
+  assert suite.cases_take_turns
   assert [case.variant for case in suite.cases[::7]] == ['plain', 'g per head']
   assert suite.implementations == ('xla',)
 

@@ -17,7 +17,12 @@ def _tiny_suite(name, *, tokens, model_width, only):
     benchmark_cases.Case(op='delta_rule', name='x', B=1, T=T, H=1, K=8, V=8)
     for T in (16, 128)
   )
-  return benchmark_cases.Suite(name=name, cases=cases, implementations=('xla',))
+  return benchmark_cases.Suite(
+    name=name,
+    cases=cases,
+    implementations=('xla',),
+    cases_take_turns=name == 'length',
+  )
 
 
 @pytest.mark.parametrize('suite', ['length', 'cpu'])

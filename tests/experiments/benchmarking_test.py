@@ -24,9 +24,7 @@ SUITE = benchmark_cases.Suite(
 @pytest.fixture(autouse=True)
 def small_peak(monkeypatch):
   monkeypatch.setattr(benchmark_timing, 'PEAK_SIZE', 64)
-  benchmark_timing.matmul_peak.cache_clear()
   yield
-  benchmark_timing.matmul_peak.cache_clear()
 
 
 def test_rows_hold_times_memory_rates_ratios_and_origin():
@@ -177,3 +175,25 @@ def test_when_time_is_up_only_the_first_is_timed():
   assert 'median_ms' in row['results']['xla']
   reason = {'reason': 'left out: 0 s had passed'}
   assert row['results']['recurrent'] == row['results']['fla'] == reason
+
+
+def test_cases_of_one_implementation_take_turns(monkeypatch):
+  called = []
+
+  def time_alternately(functions, **unused_options):
+    called.append(list(functions))
+    return {name: [1.0] for name in functions}
+
+  monkeypatch.setattr(benchmark_timing, 'time_alternately', time_alternately)
+  cases = tuple(
+    benchmark_cases.Case(op='delta_rule', name='x', B=1, T=T, H=1, K=8, V=8)
+    for T in (8, 16)
+  )
+  suite = benchmark_cases.Suite(
+    name='length', cases=cases, implementations=('xla',), cases_take_turns=True
+  )
+  monkeypatch.setattr(benchmark_timing, 'matmul_peak', lambda dtype: 1.0)
+  rows = list(benchmarking.rows(suite, repeats=1))
+  assert called == [list(cases)]
+  assert [row['shape']['T'] for row in rows] == [8, 16]
+  assert all(row['results']['xla']['median_ms'] == 1e3 for row in rows)
