@@ -17,7 +17,7 @@ memory and in products of two 64 x 64 matrices per chunk, each of which is
 2 * 64^2 = 8192 operations a token:
 
     kernel            reads                writes             bytes    products
-    inverse           k 256                T 192                448        15.5
+    inverse           k 256                T 192                448        11
     recurrence        q k v 768, T 192     o 256               1216        30.5
     states            k v 512, T 192       S 512, X 512        1728        16.5
     recurrence_bwd    q k do 768, T 192    dS 512, dV 512      1984        28.5
@@ -25,7 +25,7 @@ memory and in products of two 64 x 64 matrices per chunk, each of which is
                       S dS 1024,
                       X dV 1024
 
-so 1,664 bytes and 0.38 million operations forward, 7,040 bytes and 0.83 million
+so 1,664 bytes and 0.34 million operations forward, 7,040 bytes and 0.83 million
 backward with T kept; beside it beta, 4 bytes for the first and 8 for what the
 last finds of its gradient. Decays add 12 bytes to what each of the first reads,
 16 to the next three and 40 to what chunk_bwd reads and writes. The two blocks

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 
 import jax
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from experiments import ahead_of_time
 from experiments import kernel_compilation
 from pallas_kernels.delta_rule import api
+from pallas_kernels.delta_rule import mosaic_gpu
 
 
 @pytest.fixture
@@ -37,6 +39,19 @@ def test_all_kernels_are_compiled_at_every_size():
   # More than the compulsory bytes of q, k, v, beta and the gradients.
   assert all(row['bytes_per_token'] > 2 * row['head_dim'] for row in rows)
   assert all(row['flops_per_token'] > 0 for row in rows)
+
+
+@pytest.mark.usefixtures('compiler')
+def test_the_docstring_states_the_products_of_the_kernels():
+  table = re.findall(
+    r'^    (\w+) +[a-z].* \d+ +([\d.]+)$', mosaic_gpu.__doc__, re.MULTILINE
+  )
+  stated = {f'delta_rule_{name}': float(count) for name, count in table}
+  assert stated == {
+    row['kernel']: row['flops_per_token'] / (2 * 64**2)
+    for row in _rows()
+    if (row['head_dim'], row['gate']) == (128, 'none')
+  }
 
 
 @pytest.mark.usefixtures('compiler')
