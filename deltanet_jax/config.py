@@ -52,13 +52,14 @@ class ModelConfig:
     remat: what a block keeps for its backward pass, from most to least memory;
       the rest is recomputed. `none`: all that its gradient reads. `dots`: the
       results of its projections, of its recurrence (with the inverses of chunks
-      that the GPU kernels of the delta rule name) and of cuDNN's attention.
+      and the norms that the GPU kernels of the delta rule name) and of cuDNN's
+      attention.
       What it computes again is elementwise, which a GPU does faster than it
       stores and loads, and attention without cuDNN. `mixer`: the output of the
-      mixer and what those kernels name (`delta_rule_*`: their inputs and the
-      inverses), so that neither they nor the MLP's input run twice. `offload`:
-      the results of the projections, in the memory of the host. `full`: its
-      input alone.
+      mixer and what those kernels name (`delta_rule_*`: their inputs, the
+      inverses and the norms), so that neither they nor the MLP's input run
+      twice. `offload`: the results of the projections, in the memory of the
+      host. `full`: its input alone.
     scan_layers: the layers are turns of a loop, and a model of any depth is
       compiled as fast as one layer. False: they are written out, which compiles
       longer and trains faster: what a layer keeps for the backward pass is then

@@ -75,10 +75,9 @@ def _stacked_blocks(config, rngs):
 
 
 _POLICIES = jax.checkpoint_policies
-_CHUNK_INVERSE = 'delta_rule_chunk_inverse'
-_IS_OF_RECURRENCE = _POLICIES.save_only_these_names(
-  recurrence.OUTPUT, _CHUNK_INVERSE
-)
+# What the kernels of the delta rule find and need again; see `mosaic_gpu`.
+_FOUND = ('delta_rule_chunk_inverse', 'delta_rule_norms')
+_IS_OF_RECURRENCE = _POLICIES.save_only_these_names(recurrence.OUTPUT, *_FOUND)
 
 
 def _keep_products(primitive, *operands, **settings) -> bool:
@@ -98,7 +97,7 @@ _REMAT_POLICIES = {
   'mixer': _POLICIES.save_only_these_names(
     block_lib.MIXER_OUTPUT,
     *(f'delta_rule_{x}' for x in ('q', 'k', 'v', 'beta', 'g', 'initial_state')),
-    _CHUNK_INVERSE,
+    *_FOUND,
   ),
   'offload': _POLICIES.offload_dot_with_no_batch_dims('device', 'pinned_host'),
   'full': _POLICIES.nothing_saveable,

@@ -55,6 +55,8 @@ GPU_GATED_SIZES = (
   (1, 8192, 16, 32, 128),
   (1, 32768, 32, 32, 128),
 )
+# With q and k that are normalised.
+GPU_NORMALIZED_SIZES = ((4, 4096, 64, 64, 128),)
 # One that the kernels may refuse is last.
 GPU_CHECKED_DIMS = (64, 128, 256)
 
@@ -67,6 +69,7 @@ class Case:
     op: public name in `pallas_kernels`.
     gate: axes of the log-decay g: `none`, `head` [B, T, H] or `channel`
       [B, T, H, K]. diagonal_plus_low_rank's is always per channel.
+    normalize_qk: the delta rule divides q and k by their norms.
     keys_per_token: n of delta_product; 1 for the others.
     name: name of the sizes, in rows of results.
     B: batch; 0 where the setting leaves no whole row, see `problem`.
@@ -80,6 +83,7 @@ class Case:
 
   op: str
   gate: str = 'none'
+  normalize_qk: bool = False
   keys_per_token: int = 1
   name: str
   B: int
@@ -97,6 +101,8 @@ class Case:
           f'{field} of {self.name} must be one of {known}, got '
           f'{getattr(self, field)!r}'
         )
+    if self.normalize_qk and self.op != 'delta_rule':
+      raise ValueError(f'normalize_qk of {self.op} is not timed')
     if self.keys_per_token > 1 and self.op != 'delta_product':
       raise ValueError(
         f'keys_per_token of {self.op} must be 1, got {self.keys_per_token}'
@@ -117,7 +123,8 @@ class Case:
     """What distinguishes the case from others of its op."""
     if self.op == 'delta_product':
       return f'n={self.keys_per_token}'
-    return 'plain' if self.gate == 'none' else f'g per {self.gate}'
+    gate = 'plain' if self.gate == 'none' else f'g per {self.gate}'
+    return f'{gate}, l2' if self.normalize_qk else gate
 
   @property
   def problem(self) -> str | None:
@@ -130,6 +137,11 @@ class Case:
   def function(self) -> Callable[..., Any]:
     """The op."""
     return getattr(pallas_kernels, self.op)
+
+  @property
+  def options(self) -> dict[str, bool]:
+    """What the op is called with beside arrays."""
+    return {'normalize_qk': True} if self.normalize_qk else {}
 
   @property
   def shape(self) -> dict[str, str | int]:
@@ -287,7 +299,7 @@ def _paper(tokens: int, model_width: int) -> Suite:
 
 
 def _gpu_case(
-  sizes: tuple[int, ...], gate: str = 'none', value_dim: int = 0
+  sizes: tuple[int, ...], gate: str = 'none', value_dim: int = 0, **options
 ) -> Case:
   batch, length, heads, value_heads, dim = sizes
   grouped = f'_hv{value_heads}' if value_heads != heads else ''
@@ -303,6 +315,7 @@ def _gpu_case(
     K=dim,
     V=value_dim or dim,
     dtype='bfloat16',
+    **options,
   )
 
 
@@ -317,10 +330,18 @@ def _gpu() -> Suite:
     for key_dim, value_dim in ((64, 128), (128, 64))
     for gate in ('none', 'head')
   ]
+  checked += [
+    _gpu_case((2, 200, 2, 4, dim), gate, normalize_qk=True)
+    for dim in (64, 128)
+    for gate in ('none', 'head')
+  ]
+  normalized = [
+    _gpu_case(sizes, normalize_qk=True) for sizes in GPU_NORMALIZED_SIZES
+  ]
   gated = [_gpu_case(sizes, 'head') for sizes in GPU_GATED_SIZES]
   return Suite(
     name='gpu',
-    cases=(*map(_gpu_case, GPU_SIZES), *gated),
+    cases=(*map(_gpu_case, GPU_SIZES), *gated, *normalized),
     passes=('forward', 'forward_backward'),
     implementations=('mosaic_gpu', 'xla'),
     checked=(*checked, _gpu_case((1, 2048, 2, 2, 128))),

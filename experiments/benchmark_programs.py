@@ -187,7 +187,9 @@ def compile_all(
 
   def compiled(key):
     pass_name, implementation = key
-    run = functools.partial(case.function, implementation=implementation)
+    run = functools.partial(
+      case.function, implementation=implementation, **case.options
+    )
     return _compile(run, pass_name, arguments)
 
   with futures.ThreadPoolExecutor() as pool:

@@ -56,6 +56,8 @@ def prepare(
     )
     for name, x in arguments.items()
   }
+  if case.normalize_qk:
+    op = functools.partial(op, use_qk_l2norm_in_kernel=True)
   once = _pass_function(torch, op, tensors, pass_name)
 
   def run(calls: int) -> None:

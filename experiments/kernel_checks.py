@@ -71,6 +71,10 @@ def _inputs(check: Check) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
   k = np.sqrt(check.cosine) * common
   k = k + np.sqrt(1 - check.cosine) * arguments['k']
   arguments['k'] = k / np.linalg.norm(k, axis=-1, keepdims=True)
+  if case.normalize_qk:
+    for name in ('q', 'k'):
+      norms = 10 ** rng.uniform(-1, 1, (*arguments[name].shape[:3], 1))
+      arguments[name] = arguments[name] * norms
   state = (case.B, case.value_heads, case.K, case.V)
   arguments['initial_state'] = rng.standard_normal(state)
   segments = None
@@ -92,12 +96,10 @@ def _cast(arguments: Mapping[str, Any], dtype: str, then=None):
   return cast
 
 
-@functools.partial(jax.jit, static_argnames='implementation')
-def _evaluate(arguments, segment_ids, cotangents, *, implementation):
+@functools.partial(jax.jit, static_argnames=('normalize_qk', 'implementation'))
+def _evaluate(arguments, segment_ids, cotangents, **options):
   run = functools.partial(
-    pallas_kernels.delta_rule,
-    segment_ids=segment_ids,
-    implementation=implementation,
+    pallas_kernels.delta_rule, segment_ids=segment_ids, **options
   )
   (o, state), pullback = jax.vjp(lambda a: run(**a), arguments)
   (gradients,) = pullback(cotangents)
@@ -105,7 +107,7 @@ def _evaluate(arguments, segment_ids, cotangents, *, implementation):
   return {'o': o, 'final_state': state} | results
 
 
-def _results(arguments, segments, dtype: str, implementation: str):
+def _results(arguments, segments, dtype: str, **options):
   """Returns values and gradients by name; cotangents are random."""
   rng = np.random.default_rng(2)
   shapes = {'v': arguments['v'].shape}
@@ -117,7 +119,7 @@ def _results(arguments, segments, dtype: str, implementation: str):
       _cast(arguments, dtype),
       segments,
       tuple(cotangents.values()),
-      implementation=implementation,
+      **options,
     )
   )
 
@@ -151,17 +153,19 @@ def row(check: Check) -> Row:
     'cosine': check.cosine,
     'with_segments': check.with_segments,
   }
+  results = functools.partial(
+    _results, arguments, segments, normalize_qk=check.case.normalize_qk
+  )
   try:
     first, second = (
-      _results(arguments, segments, dtype, check.implementation)
-      for _ in range(2)
+      results(dtype, implementation=check.implementation) for _ in range(2)
     )
   except NotImplementedError as error:
     broken = [] if check.may_refuse else [f'it must cover this: {error}']
     return described | {'refused': str(error), 'errors': {}, 'broken': broken}
   with jax.enable_x64(True):
-    expected = _results(arguments, segments, 'float64', 'recurrent')
-  scan = _errors(_results(arguments, segments, dtype, 'recurrent'), expected)
+    expected = results('float64', implementation='recurrent')
+  scan = _errors(results(dtype, implementation='recurrent'), expected)
   errors = _errors(first, expected)
   ulp = float(jnp.finfo(jnp.dtype(dtype)).eps)
   limits = {n: min(2 * scan[n] + 2 * ulp, LIMITS[n]) for n in errors}

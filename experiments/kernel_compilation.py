@@ -35,6 +35,7 @@ Row = dict[str, Any]
 
 HEAD_DIMS = (64, 128)
 GATES = ('none', 'head')
+NORMALIZATIONS = (False, True)
 
 PRESET = 'delta_net_1b'
 TRAIN_BATCH = 4
@@ -94,12 +95,16 @@ def _arguments(head_dim: int, gate: str) -> dict[str, jax.ShapeDtypeStruct]:
   return arguments
 
 
-def _passes(head_dim: int, gate: str) -> dict[str, tuple[Any, Any]]:
+def _passes(
+  head_dim: int, gate: str, normalize_qk: bool
+) -> dict[str, tuple[Any, Any]]:
   """Returns the jitted function and its arguments, by pass.
 
   The backward pass is a program of its own: what is kept for it goes in.
   """
-  run = functools.partial(mosaic_gpu.delta_rule, scale=head_dim**-0.5)
+  run = functools.partial(
+    mosaic_gpu.delta_rule, scale=head_dim**-0.5, normalize_qk=normalize_qk
+  )
 
   def forward(arguments):
     return jax.vjp(lambda a: run(**a), arguments)
@@ -121,10 +126,13 @@ def _blocks_per_chunk(kernel: str, head_dim: int) -> float:
   return head_dim // 64
 
 
-def _compile_case(target: str, head_dim: int, gate: str) -> Iterator[Row]:
+def _compile_case(
+  target: str, head_dim: int, gate: str, normalize_qk: bool
+) -> Iterator[Row]:
   """Yields resources and costs of the kernels of both passes."""
   tokens = _B * _T * _H
-  for name, (function, arguments) in _passes(head_dim, gate).items():
+  passes = _passes(head_dim, gate, normalize_qk)
+  for name, (function, arguments) in passes.items():
     with tempfile.TemporaryDirectory() as scratch:
       dump = pathlib.Path(scratch)
       ahead_of_time.compile_for(target, function, arguments, dump)
@@ -134,18 +142,25 @@ def _compile_case(target: str, head_dim: int, gate: str) -> Iterator[Row]:
         row['bytes_per_token'] = call_bytes(lowered, kernel) / tokens
         blocks = _blocks_per_chunk(kernel, head_dim)
         row['flops_per_token'] = row.pop('hgmma_flops') * blocks / _CHUNK
-        case = {'head_dim': head_dim, 'gate': gate}
+        case = {
+          'head_dim': head_dim,
+          'gate': gate,
+          'normalize_qk': normalize_qk,
+        }
         yield case | {'pass': name} | row
 
 
 def compile_delta_rule(
-  target: str, head_dims: list[int], gates: list[str]
+  target: str,
+  head_dims: list[int],
+  gates: list[str],
+  normalizations: list[bool],
 ) -> list[Row]:
   """Returns resources and costs of the kernels of all cases."""
   return [
     row
-    for head_dim, gate in itertools.product(head_dims, gates)
-    for row in _compile_case(target, head_dim, gate)
+    for case in itertools.product(head_dims, gates, normalizations)
+    for row in _compile_case(target, *case)
   ]
 
 
@@ -155,9 +170,13 @@ def _origin(target: str) -> Row:
 
 
 def kernel_rows(
-  target: str, *, head_dims=HEAD_DIMS, gates=GATES
+  target: str,
+  *,
+  head_dims=HEAD_DIMS,
+  gates=GATES,
+  normalizations=NORMALIZATIONS,
 ) -> Iterator[Row]:
-  """Yields a row per kernel, of both passes at every size and gate.
+  """Yields a row per kernel, of both passes in every case.
 
   A row's `broken` lists the gates that the kernel breaks.
 
@@ -167,7 +186,12 @@ def kernel_rows(
   """
   found = ahead_of_time.run(
     'experiments.kernel_compilation:compile_delta_rule',
-    {'target': target, 'head_dims': head_dims, 'gates': gates},
+    {
+      'target': target,
+      'head_dims': head_dims,
+      'gates': gates,
+      'normalizations': normalizations,
+    },
   )
   for row in found:
     broken = kernel_resources.broken_gates(row)

@@ -17,7 +17,7 @@ _DIMS = (128, 128, 'bfloat16')
 def milliseconds(case: benchmark_cases.Case, pass_name: str) -> float | None:
   """Returns what was published for a call, or None."""
   is_gated = (case.op, case.gate) == ('delta_rule', 'head')
-  if not is_gated or (case.K, case.V, case.dtype) != _DIMS:
+  if not is_gated or case.normalize_qk or (case.K, case.V, case.dtype) != _DIMS:
     return None
   sizes = (case.B, case.T, case.H, case.value_heads)
   return FLASH_QLA_MS.get((sizes, pass_name))

@@ -5,6 +5,7 @@ implementations of it, picked by `implementation=`; see
 `pallas_kernels.dispatch` for how the choice is made.
 """
 
+from pallas_kernels import normalization
 from pallas_kernels import sequence_parallel
 from pallas_kernels import sharded_call
 from pallas_kernels.delta_rule.api import delta_rule
@@ -30,6 +31,7 @@ __all__ = [
   'linear_attention',
   'linear_attention_step',
   'linear_attention_with_normalizer',
+  'normalization',
   'sequence_parallel',
   'sharded_call',
   'stabilized_gates',

@@ -52,6 +52,7 @@ class Problem(NamedTuple):
   segment_ids: np.ndarray | None
   cotangents: tuple[np.ndarray, np.ndarray]  # of o and final_state
   dtype: str
+  normalize_qk: bool = False
 
   @property
   def results(self) -> tuple[str, ...]:
@@ -125,8 +126,12 @@ def make_problem(
   segment_name='none',
   seed=0,
   gate: str | None = None,
+  normalize_qk: bool = False,
 ) -> Problem:
-  """Returns inputs of a kind, with a state to start from and cotangents."""
+  """Returns inputs of a kind, with a state to start from and cotangents.
+
+  If q and k are to be normalised, their norms are spread over two decades.
+  """
   cosine, most, near = KINDS[kind]
   rng = np.random.default_rng(seed)
   shapes = {name: a.shape for name, a in spec.arguments().items()}
@@ -138,6 +143,10 @@ def make_problem(
     rng.standard_normal(shapes['v']),
     rng.standard_normal(shapes['initial_state']),
   )
+  if normalize_qk:
+    for name in ('q', 'k'):
+      norms = 10 ** rng.uniform(-1, 1, (*shapes[name][:3], 1))
+      arrays[name] = arrays[name] * norms
   if gate is not None:
     axes, name = gate.split('_')
     shape = (*shapes['beta'], *((spec.K,) if axes == 'channel' else ()))
@@ -149,7 +158,7 @@ def make_problem(
     _round(cotangents[1], 'float32'),
   )
   ids = segments(segment_name, spec.B, spec.T)
-  return Problem(arrays, ids, rounded, spec.dtype)
+  return Problem(arrays, ids, rounded, spec.dtype, normalize_qk)
 
 
 def _dtype_of(name: str, dtype: str):
@@ -201,7 +210,9 @@ def as_arrays(problem: Problem, dtype: str) -> list[jax.Array]:
 
 
 @functools.lru_cache(maxsize=256)
-def _values_and_gradients(implementation: str, chunk_size: int | None):
+def _values_and_gradients(
+  implementation: str, chunk_size: int | None, normalize_qk: bool
+):
   """Returns the jitted (arguments, ids, cotangents) -> results of an op."""
 
   def compute(arguments, segment_ids, cotangents):
@@ -209,6 +220,7 @@ def _values_and_gradients(implementation: str, chunk_size: int | None):
       return delta_rule(
         **arguments,
         segment_ids=segment_ids,
+        normalize_qk=normalize_qk,
         chunk_size=chunk_size,
         implementation=implementation,
       )
@@ -231,7 +243,10 @@ def evaluate(
     jnp.asarray(c, jnp.dtype(_dtype_of(name, dtype)))
     for name, c in zip(('o', 'initial_state'), problem.cotangents, strict=True)
   )
-  results = _values_and_gradients(implementation, chunk_size)(
+  compute = _values_and_gradients(
+    implementation, chunk_size, problem.normalize_qk
+  )
+  results = compute(
     dict(zip(problem.arguments, as_arrays(problem, dtype), strict=True)),
     None if ids is None else jnp.asarray(ids),
     cotangents,
@@ -246,9 +261,11 @@ def oracle(problem: Problem) -> dict[str, np.ndarray]:
   """Returns values of `token_recurrence` and float64 gradients."""
   with jax.enable_x64(True):
     results = evaluate(problem, 'recurrent', 'float64')
-  o, state = token_recurrence(
-    problem.arguments, segment_ids=problem.segment_ids
-  )
+  arguments = dict(problem.arguments)
+  for name in ('q', 'k') if problem.normalize_qk else ():
+    squares = np.sum(arguments[name] ** 2, axis=-1, keepdims=True)
+    arguments[name] = arguments[name] / np.sqrt(squares + 1e-6)
+  o, state = token_recurrence(arguments, segment_ids=problem.segment_ids)
   return results | {'o': o, 'final_state': state}
 
 
@@ -264,9 +281,11 @@ def error(actual, expected) -> float:
 
 
 @functools.lru_cache(maxsize=256)
-def reference_results(spec, kind, segment_name, gate=None):
+def reference_results(spec, kind, segment_name, gate=None, normalize_qk=False):
   """Returns (problem, float64 oracle, results of `recurrent`), cached."""
-  problem = make_problem(spec, kind, segment_name, gate=gate)
+  problem = make_problem(
+    spec, kind, segment_name, gate=gate, normalize_qk=normalize_qk
+  )
   return problem, oracle(problem), evaluate(problem, 'recurrent')
 
 

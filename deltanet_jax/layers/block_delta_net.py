@@ -30,11 +30,8 @@ import jax
 import jax.numpy as jnp
 
 from deltanet_jax.layers import delta_net
-from deltanet_jax.layers import norm
 from deltanet_jax.layers import options
 from deltanet_jax.layers import recurrence
-from pallas_kernels import delta_rule
-from pallas_kernels import delta_rule_step
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,10 +77,9 @@ class BlockDeltaNet(delta_net.DeltaNet):
   def _delta_rule(self, q, k, v, beta, past: recurrence.Past) -> jax.Array:
     blocks = self.config.num_blocks
     q, k = (
-      norm.normalize(self.config.qk_norm, self._split_heads(y, self._num_betas))
-      for y in (q, k)
+      self._split_heads(y, self._num_betas) for y in (q, k)
     )  # [B, T, H n, K / n]
     v = jnp.repeat(v, blocks, axis=2)
-    o = past.recur(delta_rule, delta_rule_step, q, k, v, beta, None, scale=1.0)
+    o = super()._delta_rule(q, k, v, beta, past)
     o = o.reshape(*o.shape[:2], self.num_heads, blocks, -1)
     return jnp.sum(o, axis=3)  # [B, T, H, V]

@@ -88,9 +88,19 @@ class DeltaNet(recurrence.Recurrent):
 
   def _delta_rule(self, q, k, v, beta, past: recurrence.Past) -> jax.Array:
     """Returns o [B, T, H, V] of features q, k that are not normalised."""
-    q, k = (norm.normalize(self.config.qk_norm, y) for y in (q, k))
+    is_l2 = self.config.qk_norm == 'l2'
+    if not is_l2:
+      q, k = norm.l1_normalize(q), norm.l1_normalize(k)
     return past.recur(
-      delta_rule, delta_rule_step, q, k, v, beta, None, scale=1.0
+      delta_rule,
+      delta_rule_step,
+      q,
+      k,
+      v,
+      beta,
+      None,
+      scale=1.0,
+      normalize_qk=is_l2,
     )
 
   def _mix(self, x: jax.Array, past: recurrence.Past) -> jax.Array:

@@ -119,12 +119,13 @@ class DeltaProduct(recurrence.Recurrent):
     o = past.recur(
       delta_product,
       delta_product_step,
-      norm.l2_normalize(q),
-      norm.l2_normalize(k),
+      q,
+      k,
       v,
       beta[..., 0],
       g,
       scale=None,
+      normalize_qk=True,
     )
     o = self.head_norm(o).reshape(*x.shape[:2], -1)  # [B, T, H V]
     if self.config.use_output_gate:

@@ -99,8 +99,17 @@ class GatedDeltaNet(recurrence.Recurrent):
     if self.config.allow_negative_eigenvalues:
       beta = 2 * beta
     g = gates.log_decay(self.a_proj(x), self.a_log, self.dt_bias)
-    q, k = norm.l2_normalize(q), norm.l2_normalize(k)
-    o = past.recur(delta_rule, delta_rule_step, q, k, v, beta, g, scale=None)
+    o = past.recur(
+      delta_rule,
+      delta_rule_step,
+      q,
+      k,
+      v,
+      beta,
+      g,
+      scale=None,
+      normalize_qk=True,
+    )
     o = self.head_norm(o).reshape(*x.shape[:2], -1)  # [B, T, H V]
     if self.config.use_output_gate:
       o = o * jax.nn.silu(self.gate_proj(x))

@@ -18,9 +18,9 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from deltanet_jax.layers import norm
 from deltanet_jax.layers import options
 from deltanet_jax.layers import recurrence
+from pallas_kernels import normalization
 
 _LEAST_WEIGHT = 1e-3
 
@@ -85,7 +85,10 @@ class GatedRFA(recurrence.Recurrent):
 
   def _features(self, x: jax.Array) -> jax.Array:
     """Maps x [B, T, H, K] to [B, T, H, 2 M]."""
-    y = norm.l2_normalize(x.astype(jnp.float32)) * self.sigma[...][None, None]
+    y = (
+      normalization.l2_normalize(x.astype(jnp.float32))
+      * self.sigma[...][None, None]
+    )
     y = jnp.einsum('bthk,hmk->bthm', y, self.directions())
     y = jnp.concatenate([jnp.sin(y), jnp.cos(y)], axis=-1)
     return (y * self.config.num_directions**-0.5).astype(x.dtype)

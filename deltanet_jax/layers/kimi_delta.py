@@ -102,8 +102,17 @@ class KimiDelta(recurrence.Recurrent):
       beta = 2 * beta
     f = self._split_heads(self.f_proj(x))
     g = gates.log_decay(f, self.a_log, self.dt_bias)  # [B, T, H, K]
-    q, k = norm.l2_normalize(q), norm.l2_normalize(k)
-    o = past.recur(delta_rule, delta_rule_step, q, k, v, beta, g, scale=None)
+    o = past.recur(
+      delta_rule,
+      delta_rule_step,
+      q,
+      k,
+      v,
+      beta,
+      g,
+      scale=None,
+      normalize_qk=True,
+    )
     o = self.head_norm(o).reshape(*x.shape[:2], -1)  # [B, T, H V]
     gate = jax.nn.sigmoid(self.gate_proj(x).astype(jnp.float32))
     return self.o_proj(o * gate.astype(o.dtype))

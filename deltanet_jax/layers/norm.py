@@ -4,8 +4,6 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from deltanet_jax.layers import options
-
 _EPS = 1e-6
 
 
@@ -48,28 +46,8 @@ class HeadNorm(nnx.Module):
     return (y * scale + bias).astype(x.dtype)
 
 
-def l2_normalize(x: jax.Array) -> jax.Array:
-  """Returns x / sqrt(sum(x^2) + 1e-6) over the last axis."""
-  y = x.astype(jnp.float32)
-  squares = jnp.sum(y * y, axis=-1, keepdims=True)
-  return (y * jax.lax.rsqrt(squares + _EPS)).astype(x.dtype)
-
-
 def l1_normalize(x: jax.Array) -> jax.Array:
   """Returns x / (sum(|x|) + 1e-6) over the last axis."""
   y = x.astype(jnp.float32)
   total = jnp.sum(jnp.abs(y), axis=-1, keepdims=True)
   return (y / (total + _EPS)).astype(x.dtype)
-
-
-def normalize(name: options.QKNorm, x: jax.Array) -> jax.Array:
-  """Applies `l2_normalize` or `l1_normalize` by its name.
-
-  Raises:
-    ValueError: the name is neither `l2` nor `l1`.
-  """
-  if name == 'l2':
-    return l2_normalize(x)
-  if name == 'l1':
-    return l1_normalize(x)
-  raise ValueError(f'qk_norm must be l2 or l1, got {name!r}')

@@ -104,7 +104,7 @@ class Past:
     op: Callable,
     step: Callable,
     *arrays: jax.Array | None,
-    scale: float | None,
+    **settings: Any,
   ) -> jax.Array:
     """Runs an op of `pallas_kernels`; its state goes from call to call.
 
@@ -112,16 +112,16 @@ class Past:
       op: computes a sequence.
       step: computes one token.
       *arrays: what both take first, here [B, T, ...]; or None.
-      scale: factor of the output; None: the op's.
+      **settings: what both take besides, such as `scale`.
 
     Returns:
       o [B, T, H, V], 0 at padding.
     """
     if self.length == 1 and self._cache is not None:
-      return self._step(step, arrays, scale)
+      return self._step(step, arrays, settings)
     o, self.state = op(
       *arrays,
-      scale=scale,
+      **settings,
       initial_state=self.state,
       segment_ids=self.given,
       **self._layer.op_options,
@@ -150,9 +150,9 @@ class Past:
     )
     return o[..., :-1], o[..., -1]
 
-  def _step(self, step, arrays, scale):
+  def _step(self, step, arrays, settings):
     token = jax.tree.map(lambda x: x[:, 0], arrays)
-    o, state = step(*token, state=self.state, scale=scale)
+    o, state = step(*token, state=self.state, **settings)
     if self.given is not None:
       is_token = self.given[:, 0] != 0
       state = select_rows(is_token, state, self.state)

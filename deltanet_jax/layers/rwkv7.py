@@ -26,6 +26,7 @@ from deltanet_jax.layers import recurrence
 from deltanet_jax.layers import token_shift
 from pallas_kernels import diagonal_plus_low_rank
 from pallas_kernels import diagonal_plus_low_rank_step
+from pallas_kernels import normalization
 
 _MAX_LOG_DECAY = -0.6065306597126334  # -exp(-1/2)
 _SHIFTED = ('r', 'w', 'k', 'v', 'a', 'g')
@@ -134,7 +135,7 @@ class RWKV7(recurrence.Recurrent):
     a = self._split_heads(self.a_proj(mixed['a'])).astype(jnp.float32)
     a = jax.nn.sigmoid(a)  # [B, T, H, K]
     k_k, k_a, r_k = (p[...][None, None] for p in (self.k_k, self.k_a, self.r_k))
-    kappa = norm.l2_normalize(k * k_k)
+    kappa = normalization.l2_normalize(k * k_k)
     k = k * (1 + (a - 1) * k_a)
     write, read = (-a * kappa).astype(r.dtype), kappa.astype(r.dtype)
     o = past.recur(

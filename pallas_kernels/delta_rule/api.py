@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from pallas_kernels import argument_checks
 from pallas_kernels import dispatch
+from pallas_kernels import normalization
 from pallas_kernels import sequence_parallel
 from pallas_kernels import shapes
 from pallas_kernels import sharded_call
@@ -12,6 +13,18 @@ from pallas_kernels.delta_rule import chunked_xla
 from pallas_kernels.delta_rule import mosaic_gpu
 from pallas_kernels.delta_rule import mosaic_gpu_config
 from pallas_kernels.delta_rule import reference
+
+
+def _after_normalizing(function):
+  """Returns an implementation that has q and k normalised for it."""
+
+  def run(q, k, *args, normalize_qk, **kwargs):
+    if normalize_qk:
+      q, k = normalization.l2_normalize(q), normalization.l2_normalize(k)
+    return function(q, k, *args, **kwargs)
+
+  return run
+
 
 DELTA_RULE = dispatch.Op(
   'delta_rule',
@@ -22,12 +35,14 @@ DELTA_RULE = dispatch.Op(
       unavailable=mosaic_gpu.unavailable,
       value_dims=mosaic_gpu_config.HEAD_DIMS,
     ),
-    dispatch.Implementation(name='xla', function=chunked_xla.delta_rule),
-    dispatch.Implementation(name='recurrent', function=reference.delta_rule),
+    dispatch.Implementation(
+      name='xla', function=_after_normalizing(chunked_xla.delta_rule)
+    ),
+    dispatch.Implementation(
+      name='recurrent', function=_after_normalizing(reference.delta_rule)
+    ),
   ),
 )
-
-_NORM_EPS = 1e-6
 
 
 def gate_axes(g: jax.Array | None, leading: str) -> dict:
@@ -36,13 +51,6 @@ def gate_axes(g: jax.Array | None, leading: str) -> dict:
     return {}
   per_channel = g.ndim == len(leading.split()) + 1
   return {'g': (g, f'{leading} K' if per_channel else leading)}
-
-
-def l2_normalize(x: jax.Array) -> jax.Array:
-  """Returns x / sqrt(sum(x^2) + 1e-6) over the last axis, in x's dtype."""
-  y = x.astype(argument_checks.state_dtype(x))
-  norm = jax.lax.rsqrt(jnp.sum(y * y, axis=-1, keepdims=True) + _NORM_EPS)
-  return (y * norm).astype(x.dtype)
 
 
 def delta_rule(
@@ -99,7 +107,8 @@ def delta_rule(
       and they touch no state. The state is reset to zero at a token whose id
       differs from that of the last token before it that is not padding;
       `initial_state` enters the row's first segment.
-    normalize_qk: divide q and k by their norm, sqrt(sum(x^2) + 1e-6), first.
+    normalize_qk: divide q and k by their norm, sqrt(sum(x^2) + 1e-6), first;
+      `mosaic_gpu` does so within its kernels.
     chunk_size: tokens per chunk of the chunkwise implementations; None means
       the implementation's choice.
     implementation: None (automatic), a name, or names in the order to try:
@@ -131,12 +140,11 @@ def delta_rule(
   if initial_state is None:
     shape = tuple(sizes[axis] for axis in ('B', 'HV', 'K', 'V'))
     initial_state = jnp.zeros(shape, dtype)
-  if normalize_qk:
-    q, k = l2_normalize(q), l2_normalize(k)
   body = sequence_parallel.linear_recurrence(
     DELTA_RULE,
     implementation,
     scale=sizes['K'] ** -0.5 if scale is None else scale,
+    normalize_qk=normalize_qk,
     chunk_size=chunk_size,
   )
   return sharded_call.sharded_call(
@@ -198,6 +206,6 @@ def delta_rule_step(
   dtype = argument_checks.state_dtype(q)
   argument_checks.check_state('state', state, 'B HV K V', sizes, dtype)
   if normalize_qk:
-    q, k = l2_normalize(q), l2_normalize(k)
+    q, k = normalization.l2_normalize(q), normalization.l2_normalize(k)
   scale = sizes['K'] ** -0.5 if scale is None else scale
   return reference.delta_rule_step(q, k, v, beta, g, state=state, scale=scale)

@@ -58,11 +58,12 @@ from pallas_kernels.delta_rule import mosaic_gpu_inverse as inverse_kernel
 from pallas_kernels.delta_rule import mosaic_gpu_layout as layout
 from pallas_kernels.delta_rule import mosaic_gpu_recurrence as recurrence
 from pallas_kernels.delta_rule import mosaic_gpu_recurrence_bwd as backward
+from pallas_kernels.delta_rule import mosaic_gpu_scan as scan
 
 _C = layout.CHUNK
 _ROWS = 8  # Copies to tiles want T to be a multiple of it.
 _RESET = -128.0  # exp of it is 0 in float32, and sums of it are exact.
-_LEAST_STRENGTH = 2.0**-40  # Its square divides; to the state it is nothing.
+_LEAST_STRENGTH = 2.0**-32  # Its square divides; to the state it is nothing.
 _LEAST_DECAY = -100.0  # exp of it is below the least normal float32.
 
 
@@ -97,6 +98,7 @@ class _Residuals(NamedTuple):
   inputs: _Inputs
   counts: _Counts
   inverse: jax.Array | None
+  norms: dict[str, jax.Array]  # of keys and queries, if they are to be applied
 
 
 def unavailable() -> str | None:
@@ -186,7 +188,8 @@ def _delta_rule(static: _Static, inputs: _Inputs, counts: _Counts):
   return _forward(static, inputs, counts)[0]
 
 
-def _invert(static: _Static, inputs: _Inputs, rows: jax.Array) -> jax.Array:
+def _invert(static: _Static, inputs: _Inputs, rows: jax.Array):
+  """Returns (T of all chunks, the norms of the keys or None)."""
   return inverse_kernel.inverse(
     _flat(inputs.k),
     rows,
@@ -207,46 +210,52 @@ def _forward(static: _Static, inputs: _Inputs, counts: _Counts):
   }
   inputs = inputs._replace(**named)
   rows = _make(inputs, counts, sizes)
-  inverse = _invert(static, inputs, rows)
+  inverse, key_norms = _invert(static, inputs, rows)
   if config.save_inverse:
     inverse = checkpoint_name(inverse, 'delta_rule_chunk_inverse')
-  o, last = recurrence.outputs(
+  o, last, query_norms = recurrence.outputs(
     _flat(inputs.q),
     _flat(inputs.k),
     _flat(inputs.v),
     inverse,
     rows,
+    key_norms,
     _states(inputs.initial_state, sizes),
     sizes,
     config=config,
   )
+  norms = {}
+  if sizes.normalized:
+    found = zip(scan.NORMS, (key_norms, query_norms), strict=True)
+    norms = {n: checkpoint_name(x, 'delta_rule_norms') for n, x in found}
   o = _where_valid(o.reshape(inputs.v.shape), counts)
   last = last.reshape(inputs.initial_state.shape)
   kept = inverse if config.save_inverse else None
-  return (o, last), _Residuals(inputs, counts, kept)
+  return (o, last), _Residuals(inputs, counts, kept, norms)
 
 
 def _run_backward(static: _Static, residuals: _Residuals, do, dlast):
   """Returns (rows, dV, the chunks' gradients, that of the state)."""
   sizes, config = static
-  inputs = residuals.inputs
+  inputs, norms = residuals.inputs, residuals.norms
   rows = _make(inputs, residuals.counts, sizes)
   inverse = residuals.inverse
   if inverse is None:
-    inverse = _invert(static, inputs, rows)
+    inverse, _ = _invert(static, inputs, rows)
   q, k, v, do = (_flat(x) for x in (inputs.q, inputs.k, inputs.v, do))
   first = _states(inputs.initial_state, sizes)
   states, x = recurrence.states(
-    k, v, inverse, rows, first, sizes, config=config
+    k, v, inverse, rows, norms.get('key_norms'), first, sizes, config=config
   )
   minus, dv, dv_low, minus_first = backward.state_gradients(
-    q, k, do, inverse, rows, -_states(dlast, sizes), sizes, config=config
+    q, k, do, inverse, rows, norms, -_states(dlast, sizes), sizes, config=config
   )
   found = chunk_bwd.gradients(
     q,
     k,
     do,
     rows,
+    norms,
     states,
     x,
     minus,
@@ -273,20 +282,44 @@ def _decay_gradient(rows: jax.Array, lines, found, sizes: layout.Sizes):
   return _from_lines(later + earlier + whole, sizes)
 
 
-def _strength_gradient(rows: jax.Array, found, counts, sizes: layout.Sizes):
+def _strength_gradient(rows, norms, found, counts, sizes: layout.Sizes):
   """Returns dbeta [B, T, HV]; beta is 0 only where its gradient is."""
   beta = rows[:, layout.BETA]
   squared = jnp.where(beta == 0, 1.0, jnp.square(beta))
   products = found.lines[:, 0, chunk_bwd.BETA_SQUARED]
+  if sizes.normalized:
+    products = products * jnp.square(norms['key_norms'])
   return _where_valid(_from_lines(products / squared, sizes), counts)
 
 
-def _sum_group(dx: jax.Array, x: jax.Array, sizes: layout.Sizes) -> jax.Array:
-  """Returns the gradient of keys from that of every value head."""
+def _sum_group(dx: jax.Array, sizes: layout.Sizes) -> jax.Array:
+  """Returns the sum of dx [B, T, HV, ..] over the value heads of a key head."""
   if sizes.H == sizes.HV:
-    return dx.reshape(x.shape)
-  dx = dx.reshape(sizes.B, sizes.T, sizes.H, -1, sizes.K)
-  return jnp.sum(dx.astype(jnp.float32), axis=3).astype(x.dtype)
+    return dx
+  dx = dx.reshape(sizes.B, sizes.T, sizes.H, -1, *dx.shape[3:])
+  return jnp.sum(dx.astype(jnp.float32), axis=3)
+
+
+def _key_gradient(dx, x, lines, norms, sizes: layout.Sizes) -> jax.Array:
+  """Returns the gradient of q or k.
+
+  With y = x / |x| it is dx = (dy - y (y . dy)) / |x|, and the kernel has found
+  dy / |x|, and the parts that blocks of K have of -x . dy / |x|.
+
+  Args:
+    dx: of the kernel, [B, T, HV K].
+    x: q or k, [B, T, H, K].
+    lines: float32 [R N, K / 64, C].
+    norms: of x, see `mosaic_gpu_layout`.
+    sizes: of the call.
+  """
+  dx = _sum_group(dx.reshape(sizes.B, sizes.T, sizes.HV, sizes.K), sizes)
+  if not sizes.normalized:
+    return dx.astype(x.dtype)
+  along = jnp.sum(lines, axis=1) / jnp.square(norms)
+  along = _sum_group(_from_lines(along, sizes), sizes)
+  found = dx.astype(jnp.float32) + x.astype(jnp.float32) * along[..., None]
+  return found.astype(x.dtype)
 
 
 def _backward(static: _Static, residuals: _Residuals, cotangents):
@@ -297,15 +330,28 @@ def _backward(static: _Static, residuals: _Residuals, cotangents):
   do, dlast = cotangents
   do = _where_valid(do, counts)
   rows, dv, found, dfirst = _run_backward(static, residuals, do, dlast)
-  dbeta = _strength_gradient(rows, found, counts, sizes)
+  norms = residuals.norms
+  dbeta = _strength_gradient(rows, norms, found, counts, sizes)
   dg = None
   if inputs.g is not None:
     lines = jnp.sum(found.lines, axis=1)
     dg = _decay_gradient(rows, lines, found, sizes)
     dg = _where_valid(dg, counts).astype(inputs.g.dtype)
   gradients = _Inputs(
-    _sum_group(found.dq, inputs.q, sizes),
-    _sum_group(found.dk, inputs.k, sizes),
+    _key_gradient(
+      found.dq,
+      inputs.q,
+      found.lines[:, :, chunk_bwd.OF_QUERY],
+      norms.get('query_norms'),
+      sizes,
+    ),
+    _key_gradient(
+      found.dk,
+      inputs.k,
+      found.lines[:, :, chunk_bwd.OF_KEY],
+      norms.get('key_norms'),
+      sizes,
+    ),
     dv.reshape(inputs.v.shape),
     dbeta.astype(inputs.beta.dtype),
     dg,
@@ -327,6 +373,7 @@ def delta_rule(
   scale: float,
   initial_state: jax.Array,
   segment_ids: jax.Array | None = None,
+  normalize_qk: bool = False,
   chunk_size: int | None = None,
   config: config_lib.Config | None = None,
 ) -> tuple[jax.Array, jax.Array]:
@@ -341,6 +388,7 @@ def delta_rule(
     scale: factor of the output.
     initial_state: float32 [B, HV, K, V].
     segment_ids: None or int32 [B, T].
+    normalize_qk: divide q and k by their norms.
     chunk_size: None or 64.
     config: None means that of the table; see `mosaic_gpu_config.config_for`.
 
@@ -363,6 +411,7 @@ def delta_rule(
     V=value_size,
     gated=g is not None or segment_ids is not None,
     scale=float(scale),
+    normalized=normalize_qk,
   )
   counts = _Counts(None, None)
   if segment_ids is not None:

@@ -20,6 +20,11 @@ need are two numbers per token,
 and one per channel of K, whole = -rowsum(S M). Found are -dQ and -dK, whose
 products then all have one sign, -B and G, and are added up where they began.
 
+If q and k are to be normalised, dO and dV are divided by |q| and |k| first.
+What is found are then the gradients as if these norms were constants; the rest
+of them lies along Q and K, and follows from -rowsum(Q dQ) and -rowsum(K dK), of
+which a block finds what its channels give.
+
 A block of threads is one warpgroup and has 64 columns of K; those of one chunk
 come one after the other, so that the second finds in the cache what both read.
 Blocks of 64 columns of V come through shared memory in turn. Two such thread
@@ -36,11 +41,14 @@ import jax.numpy as jnp
 
 from pallas_kernels import mosaic_gpu_utils as utils
 from pallas_kernels.delta_rule import mosaic_gpu_layout as layout
+from pallas_kernels.delta_rule import mosaic_gpu_scan as scan
 
 _C = layout.CHUNK
 _W = utils.TILE
 _OF_STATES = ('states', 'minus')
-BETA_SQUARED, LATER, EARLIER = range(3)  # Lines of the results per token.
+# Lines of the results per token; the last two are there with norms alone.
+BETA_SQUARED, LATER, EARLIER = range(3)
+OF_QUERY, OF_KEY = -2, -1
 
 
 class Gradients(NamedTuple):
@@ -52,7 +60,7 @@ class Gradients(NamedTuple):
 
   dq: jax.Array  # [B, T, HV K] bfloat16
   dk: jax.Array  # [B, T, HV K] bfloat16
-  lines: jax.Array  # [R N, K / 64, 1 or 3, C] float32
+  lines: jax.Array  # [R N, K / 64, 1, 3 or 5, C] float32
   whole: jax.Array | None  # [R N, K] float32
 
 
@@ -62,22 +70,28 @@ class _Sums(NamedTuple):
   of_queries: jax.Array  # dO X^T
   of_values: jax.Array  # dV X^T
   reads: jax.Array  # dO S^T
-  corrections: jax.Array  # dV S^T, without decay + X M^T
+  corrections: jax.Array  # dV S^T, without factors of tokens + X M^T
   writes: jax.Array | None  # X M^T
 
 
-def _products(s, gated):
+def _has_factors(sizes):
+  """Returns whether tokens have factors: decays or norms."""
+  return sizes.gated or sizes.normalized
+
+
+def _products(s, sizes):
   """Returns the products of one block of V, in the order of `_Sums`."""
   x_t = layout.pair(s['x'])
   x, dv = utils.transposed_pair(x_t), (s['dv'], utils.transposed(s['dv_low']))
   state, minus = (s[name] for name in _OF_STATES)
   corrections = utils.half_products(dv, state)
   writes = utils.half_products(x, minus)
+  apart = _has_factors(sizes)
   return [
     utils.half_products_of(s['do'], x_t),
     utils.split_products(dv, x_t),
     [(s['do'], state)],
-    *([corrections, writes] if gated else [corrections + writes]),
+    *([corrections, writes] if apart else [corrections + writes]),
   ]
 
 
@@ -86,14 +100,25 @@ def _along(x, ref):
   return (utils.load_tile(ref) * x).sum(axis=1)
 
 
+def _divided(x, norms, s, sizes):
+  """Returns x [C, 64] by the norms of a name, if these are to be applied."""
+  if not sizes.normalized:
+    return x
+  return x * utils.over_rows(1 / utils.load_rows(s[norms]), _W)
+
+
 def _through_states(sums: _Sums, s, sizes):
   """Returns what -dQ and -dK owe to S, without decay -dK also what to M.
 
   With decays `writes` and `earlier` are stored; registers are few.
   """
   reads = utils.negative(sums.reads) * sizes.scale
+  reads = _divided(reads, 'query_norms', s, sizes)
+  corrections = _divided(sums.corrections, 'key_norms', s, sizes)
   if not sizes.gated:
-    return reads, sums.corrections
+    if sizes.normalized:
+      corrections = corrections + sums.writes
+    return reads, corrections
   rows = s['rows']
   exit_ = utils.over_rows(utils.load_rows(rows.at[layout.EXIT]), _W)
   writes = sums.writes * exit_
@@ -101,7 +126,7 @@ def _through_states(sums: _Sums, s, sizes):
   s['lines'].at[EARLIER][...] = -_along(writes, s['k'])
   entry = utils.over_rows(utils.load_rows(rows.at[layout.ENTRY]), _W)
   s['reads'][...] = reads * entry
-  return s['reads'], sums.corrections * entry
+  return s['reads'], corrections * entry
 
 
 def _pairs(s):
@@ -127,9 +152,11 @@ def _store_within(sums: _Sums, s, sizes):
     return utils.cast(jnp.where(row > column, x, 0.0))
 
   b, g = _pairs(s)
-  s['lines'].at[BETA_SQUARED][...] = _own(sums.of_values, row, column)
-  utils.store_split(strict(sums.of_values), g)
+  values = _divided(sums.of_values, 'key_norms', s, sizes)
+  s['lines'].at[BETA_SQUARED][...] = _own(values, row, column)
+  utils.store_split(strict(values), g)
   scores = utils.negative(sums.of_queries) * sizes.scale
+  scores = _divided(scores, 'query_norms', s, sizes)
   own = _own(scores, row, column)
   utils.store_split(strict(scores), b)
   return own
@@ -201,6 +228,8 @@ def _copy_in(refs, s, here, sizes, n):
       )
       part = refs['rows'].at[here.index, layout.SUM]
       plgpu.copy_gmem_to_smem(part, s['sums'], s['ready'])
+    for name in scan.NORMS if sizes.normalized else ():
+      plgpu.copy_gmem_to_smem(refs[name].at[here.index], s[name], s['ready'])
   values = pl.ds(here.value * sizes.V + n * _W, _W)
   for name in ('do', 'dv'):
     part = refs[name].at[here.batch, here.tokens, values]
@@ -225,14 +254,14 @@ def _over_values(refs, s, here, sizes):
     plgpu.barrier_wait(s['full'])
     if sizes.gated and n < sizes.value_blocks - 1:
       _add_whole(s, n)
-    products = _products(s, sizes.gated)
+    products = _products(s, sizes)
     if sums is None:
       sums = utils.matmuls(*products)
     else:
       sums = utils.accumulate(*zip(sums, products, strict=True))
     # What was read must be read before it is copied to or stored to again.
     plgpu.commit_smem()
-  return _Sums(*sums, *([] if sizes.gated else [None]))
+  return _Sums(*sums, *([] if _has_factors(sizes) else [None]))
 
 
 def _compute(refs, s, sizes):
@@ -245,6 +274,9 @@ def _compute(refs, s, sizes):
   dq, dk = _add_within(dq, dk, s, sizes)
   q, k = s['q'], s['k']
   dq, dk = dq + own * utils.load_tile(k), dk + own * utils.load_tile(q)
+  if sizes.normalized:
+    s['lines'].at[_lines(sizes) + OF_QUERY][...] = _along(dq, q)
+    s['lines'].at[_lines(sizes) + OF_KEY][...] = _along(dk, k)
   for ref, value in ((q, dq), (k, dk)):
     ref[...] = utils.negative(value).astype(jnp.bfloat16)
   if sizes.gated:
@@ -262,19 +294,22 @@ def _compute(refs, s, sizes):
 
 def _lines(sizes):
   """Returns the lines of the results per token."""
-  return 3 if sizes.gated else 1
+  return (3 if sizes.gated else 1) + (2 if sizes.normalized else 0)
 
 
 def _scratch(sizes):
   """Returns the scratch by name."""
+  copies = 2 + 2 * sizes.gated + 2 * sizes.normalized
   tiles = ('q', 'k', 'do', 'dv', 'dv_low', *_OF_STATES)
   scratch = {name: utils.shared(_C, _W) for name in tiles}
   scratch |= {
     'x': utils.shared(2 * _W, _C),
     'lines': plgpu.SMEM((_lines(sizes), _C), jnp.float32),
-    'ready': plgpu.Barrier(num_arrivals=4 if sizes.gated else 2),
+    'ready': plgpu.Barrier(num_arrivals=copies),
     'full': plgpu.Barrier(num_arrivals=6),
   }
+  if sizes.normalized:
+    scratch |= {n: plgpu.SMEM((_C,), jnp.float32) for n in scan.NORMS}
   if sizes.gated:
     scratch |= {
       'rows': plgpu.SMEM((sizes.lines, _C), jnp.float32),
@@ -302,7 +337,7 @@ def _results(sizes):
 
 
 def gradients(
-  q, k, do, rows, states, x, minus, dv, dv_low, sizes, *, interpret=None
+  q, k, do, rows, norms, states, x, minus, dv, dv_low, sizes, *, interpret=None
 ) -> Gradients:
   """Returns the gradients of q and k, and what those of beta and g are made of.
 
@@ -311,6 +346,7 @@ def gradients(
     k: keys.
     do: gradient of the outputs.
     rows: strengths and decays.
+    norms: those of keys and queries by name, empty if these stay as they are.
     states: entering each chunk.
     x: pairs X.
     minus: M of each chunk, like `states`.
@@ -321,7 +357,7 @@ def gradients(
   """
   inputs = {'q': q, 'k': k, 'do': do, 'states': states, 'x': x}
   inputs |= {'minus': minus, 'dv': dv, 'dv_low': dv_low}
-  inputs |= {'rows': rows} if sizes.gated else {}
+  inputs |= norms | ({'rows': rows} if sizes.gated else {})
   results = _results(sizes)
   names = [*inputs, *results]
 

@@ -18,6 +18,10 @@ together. S is 16, then 32, and T is found as quarters. In shared memory A and
 T, too, are their quarters: the pair of those on the diagonal over the pair of
 the one below it, which are the lower rows of [C, 32] each, all in all
 [4 C, 32].
+
+The squares of the keys' norms are on the diagonal of K K^T. Where keys are to
+be normalised, the norms are a second result, and beta is divided by the
+squares.
 """
 
 import jax
@@ -27,6 +31,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 import jax.numpy as jnp
 
 from pallas_kernels import mosaic_gpu_utils as utils
+from pallas_kernels import normalization
 from pallas_kernels.delta_rule import mosaic_gpu_layout as layout
 
 _C = layout.CHUNK
@@ -143,7 +148,17 @@ def _invert(a, a_s, x_s, small_a_s, small_x_s):
   return x, utils.negative(utils.matmul(below))
 
 
-def _compute(k_s, rows_s, beta_s, sum_s, pairs, sizes):
+def _store_norms(gram, norms_s):
+  """Stores the norms of the keys; returns their squares, by rows."""
+  row, column = utils.indices(_C, _C)
+  own = utils.cast(jnp.where(row == column, gram, 0.0))
+  squares = own.sum(axis=1) + normalization.EPS
+  norms_s[...] = jnp.sqrt(squares)
+  plgpu.commit_smem()
+  return squares
+
+
+def _compute(k_s, rows_s, beta_s, sum_s, norms_s, pairs, sizes):
   """Stores the quarters of T of a chunk in the first of the pairs."""
   gram = utils.matmul([(k_s, utils.transposed(k_s))])
   row, column = utils.indices(_C, _C)
@@ -154,14 +169,20 @@ def _compute(k_s, rows_s, beta_s, sum_s, pairs, sizes):
   else:
     a = utils.cast(jnp.where(row > column, gram, 0.0))
   beta = utils.load_rows(rows_s.at[layout.BETA])
+  if sizes.normalized:
+    beta = beta / _store_norms(gram, norms_s)
   a = a * utils.over_rows(beta, _C)
   quarters, below = _invert(a, *pairs)
-  first, second = (
-    utils.over_columns(
-      utils.load_columns(beta_s.at[layout.block(half, _HALF)]), _C
-    )
-    for half in (0, 1)
-  )
+
+  def strengths(half):
+    at = layout.block(half, _HALF)
+    beta = utils.load_columns(beta_s.at[at])
+    if sizes.normalized:
+      norms = utils.load_columns(norms_s.at[at])
+      beta = beta / (norms * norms)
+    return utils.over_columns(beta, _C)
+
+  first, second = strengths(0), strengths(1)
   _store(pairs[0], quarters * _own_rows([first, second]), below * first)
 
 
@@ -176,8 +197,8 @@ def _copy_out(t_s, t_g):
 
 def inverse(
   k, rows, sizes: layout.Sizes, *, groups: int, interpret=None
-) -> jax.Array:
-  """Returns the quarters of T of all chunks.
+) -> tuple[jax.Array, jax.Array | None]:
+  """Returns the quarters of T of all chunks, and the norms of the keys.
 
   Args:
     k: keys [B, T, H K] bfloat16.
@@ -187,14 +208,29 @@ def inverse(
     interpret: None, or how to interpret the kernel.
 
   Returns:
-    `inverse` of `mosaic_gpu_layout`.
+    (`inverse` and `norms` of `mosaic_gpu_layout`), the latter None unless keys
+    are to be normalised.
   """
   count = sizes.rows * sizes.chunks
+  scratch = [
+    utils.shared(groups, _C, sizes.K),
+    plgpu.SMEM((groups, sizes.lines, _C), jnp.float32),
+    *[plgpu.SMEM((groups, _C), jnp.float32)] * 3,
+    utils.shared(groups, 4 * _C, _HALF, tile=_HALF),
+    utils.shared(groups, 2 * _C, _HALF, tile=_HALF),
+    utils.shared(groups, 2 * _C, _SMALL, tile=_SMALL),
+    utils.shared(groups, 2 * _C, _SMALL, tile=_SMALL),
+    plgpu.Barrier(num_arrivals=4 if sizes.gated else 3, num_barriers=groups),
+  ]
+  results = [jax.ShapeDtypeStruct((count, 3 * _C, _HALF), jnp.bfloat16)]
+  if sizes.normalized:
+    results.append(layout.norms(sizes))
 
-  def kernel(k_g, rows_g, t_g, *scratch):
+  def kernel(k_g, rows_g, t_g, *others):
+    *norms_g, scratch = others
     group = lax.axis_index('warpgroup')
     index = lax.axis_index('block') * groups + group
-    k_s, rows_s, beta_s, sum_s, *pairs, full = (
+    k_s, rows_s, beta_s, sum_s, norms_s, *pairs, full = (
       ref.at[group] for ref in scratch
     )
 
@@ -209,23 +245,15 @@ def inverse(
       if sizes.gated:
         plgpu.copy_gmem_to_smem(rows_g.at[index, layout.SUM], sum_s, full)
       plgpu.barrier_wait(full)
-      _compute(k_s, rows_s, beta_s, sum_s, pairs, sizes)
+      _compute(k_s, rows_s, beta_s, sum_s, norms_s, pairs, sizes)
+      for ref in norms_g:
+        plgpu.copy_smem_to_gmem(norms_s, ref.at[index])
       _copy_out(pairs[0], t_g.at[index])
 
-  return plgpu.kernel(
+  found, *norms = plgpu.kernel(
     kernel,
-    out_type=jax.ShapeDtypeStruct((count, 3 * _C, _HALF), jnp.bfloat16),
-    scratch_types=[
-      utils.shared(groups, _C, sizes.K),
-      plgpu.SMEM((groups, sizes.lines, _C), jnp.float32),
-      plgpu.SMEM((groups, _C), jnp.float32),
-      plgpu.SMEM((groups, _C), jnp.float32),
-      utils.shared(groups, 4 * _C, _HALF, tile=_HALF),
-      utils.shared(groups, 2 * _C, _HALF, tile=_HALF),
-      utils.shared(groups, 2 * _C, _SMALL, tile=_SMALL),
-      utils.shared(groups, 2 * _C, _SMALL, tile=_SMALL),
-      plgpu.Barrier(num_arrivals=4 if sizes.gated else 3, num_barriers=groups),
-    ],
+    out_type=results,
+    scratch_types=[scratch],
     grid=(-(-count // groups),),
     grid_names=('block',),
     num_threads=groups,
@@ -234,3 +262,4 @@ def inverse(
     interpret=interpret,
     kernel_name='delta_rule_inverse',
   )(k, rows)
+  return found, norms[0] if norms else None

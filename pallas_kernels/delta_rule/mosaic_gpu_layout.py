@@ -8,6 +8,12 @@ HV rows times value heads, V and K cut into blocks of 64. Arrays:
     rows      [R N, 1 or 4, C] float32: beta (, entry, exit, b)
     states    [R N, V, K] bfloat16, entering each chunk, transposed
     x         [R N, V / 64, 128, C] bfloat16, pairs X_hi^T over X_lo^T
+    norms     [R N, C] float32: sqrt(sum(k^2) + 1e-6), and that of q
+
+Normalised keys k / |k| are those of k with beta / |k|^2 and |k| v, and what a
+normalised query reads is a |q|-th of what q does. So where `normalized` is set,
+products take q and k as they are, X and dV are those of |k| v, and the norms
+are factors of tokens, as decays are.
 
 b_t = sum_{s <= t} g_s runs from the start of the chunk. A reset of the state is
 a decay by exp(-128), which float32 rounds to 0. T is a multiple of 8, but need
@@ -41,6 +47,7 @@ class Sizes(NamedTuple):
   V: int
   gated: bool
   scale: float
+  normalized: bool = False
 
   @property
   def chunks(self) -> int:
@@ -78,6 +85,12 @@ def transposed_pairs(sizes: Sizes) -> jax.ShapeDtypeStruct:
   """Returns what an array of pairs like `x` is."""
   shape = (sizes.rows * sizes.chunks, sizes.value_blocks, 2 * utils.TILE, CHUNK)
   return jax.ShapeDtypeStruct(shape, jnp.bfloat16)
+
+
+def norms(sizes: Sizes) -> jax.ShapeDtypeStruct:
+  """Returns what an array of norms is."""
+  shape = (sizes.rows * sizes.chunks, CHUNK)
+  return jax.ShapeDtypeStruct(shape, jnp.float32)
 
 
 class Place(NamedTuple):

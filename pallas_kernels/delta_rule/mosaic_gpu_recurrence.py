@@ -8,7 +8,8 @@ With the state S that enters a chunk and the pair T of `mosaic_gpu_inverse`,
 
 entry, exit, keep, D as in `pallas_kernels.decay`, 1 without decay. X, T and the
 scores are taken as pairs of bfloat16: for nearly parallel keys the sums over X
-cancel.
+cancel. If q and k are to be normalised, V stands for |k| V, and O is divided by
+|q|, see `mosaic_gpu_layout`.
 
 Of the warpgroups of `mosaic_gpu_scan` one finds X and S, and leaves both; the
 other makes the outputs, or stores S and X, transposed as they are, for the
@@ -16,10 +17,12 @@ kernel of the gradients.
 """
 
 import jax
+from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 import jax.numpy as jnp
 
 from pallas_kernels import mosaic_gpu_utils as utils
+from pallas_kernels import normalization
 from pallas_kernels.delta_rule import mosaic_gpu_layout as layout
 from pallas_kernels.delta_rule import mosaic_gpu_scan as scan
 
@@ -40,7 +43,11 @@ def _errors(block, number, state):
   if block.sizes.gated:
     entry = utils.load_columns(use['rows'].at[layout.ENTRY])
     read = read * utils.over_columns(entry, _W)
-  return values.astype(jnp.float32) - read
+  values = values.astype(jnp.float32)
+  if block.sizes.normalized:
+    norms = utils.load_columns(use['key_norms'])
+    values = values * utils.over_columns(norms, _W)
+  return values - read
 
 
 def _advance(block, number, state):
@@ -69,11 +76,31 @@ def _scores(use, sizes):
   return utils.split(layout.past(scores, use, sizes))
 
 
+def _store_query_norms(block, number):
+  """Returns the norms of the queries of a chunk; one block stores them."""
+  q = block.use(number)['q']
+  squares = normalization.EPS
+  for n in range(block.sizes.key_blocks):
+    part = utils.load_tile(q.at[:, layout.block(n)])
+    squares = squares + (part * part).sum(axis=1)
+  norms = jnp.sqrt(squares)
+
+  @pl.when(block.part == 0)
+  def _():
+    block.refs['query_norms'].at[block.index(number)][...] = norms
+
+  return norms
+
+
 def _store_outputs(block, number):
   """Stores the outputs of a chunk."""
   work, use = block.work, block.use(number)
   block.wait_chunk(number)
   scores = _scores(use, block.sizes)
+  scale = block.sizes.scale
+  if block.sizes.normalized:
+    norms = _store_query_norms(block, number)
+    scale = utils.over_rows(scale / norms, _W)
   block.wait('state')
   o = utils.matmul([(use['q'], utils.transposed(work['state']))])
   block.free('state')
@@ -85,7 +112,7 @@ def _store_outputs(block, number):
   (o,) = utils.accumulate((o, utils.split_products(scores, x)))
   block.free('x')
   plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-  work['o'][...] = (o * block.sizes.scale).astype(jnp.bfloat16)
+  work['o'][...] = (o * scale).astype(jnp.bfloat16)
   plgpu.commit_smem()
   block.free_chunk(number)
   target = block.refs['o'].at[
@@ -111,8 +138,9 @@ def _store_states(block, number):
   block.free('x')
 
 
-def _inputs(sizes, rows, **inputs):
-  return inputs | ({'rows': rows} if sizes.gated else {})
+def _inputs(sizes, rows, key_norms, **inputs):
+  inputs |= {'rows': rows} if sizes.gated else {}
+  return inputs | ({'key_norms': key_norms} if sizes.normalized else {})
 
 
 def _leaves(sizes):
@@ -120,9 +148,9 @@ def _leaves(sizes):
 
 
 def outputs(
-  q, k, v, inverse, rows, first, sizes, *, config
-) -> tuple[jax.Array, jax.Array]:
-  """Returns (o [B, T, HV V] bfloat16, the last state [R, K, V] float32).
+  q, k, v, inverse, rows, key_norms, first, sizes, *, config
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+  """Returns the outputs, the state after the last chunk, norms of queries.
 
   Args:
     q: queries, see `mosaic_gpu_layout` for all but `first`.
@@ -130,20 +158,28 @@ def outputs(
     v: values.
     inverse: pairs of all chunks.
     rows: strengths and decays.
+    key_norms: None unless keys are to be normalised.
     first: float32 [R, K, V], the state that enters.
     sizes: of the call.
     config: gives stages and how to interpret the kernel.
+
+  Returns:
+    (o [B, T, HV V] bfloat16, state [R, K, V] float32, `norms` of
+    `mosaic_gpu_layout` or None).
   """
   last = (sizes.rows, sizes.V, sizes.K)
-  o, last = scan.run(
+  results = {
+    'o': jax.ShapeDtypeStruct(v.shape, jnp.bfloat16),
+    'last': jax.ShapeDtypeStruct(last, jnp.float32),
+  }
+  if sizes.normalized:
+    results['query_norms'] = layout.norms(sizes)
+  o, last, *norms = scan.run(
     scan.Scan(
       advance=_advance,
       finish=_store_outputs,
-      inputs=_inputs(sizes, rows, q=q, k=k, v=v, inverse=inverse),
-      results={
-        'o': jax.ShapeDtypeStruct(v.shape, jnp.bfloat16),
-        'last': jax.ShapeDtypeStruct(last, jnp.float32),
-      },
+      inputs=_inputs(sizes, rows, key_norms, q=q, k=k, v=v, inverse=inverse),
+      results=results,
       first=jnp.swapaxes(first, 1, 2),
       states_leave=_leaves(sizes),
       work={'o': (_C, _W)},
@@ -152,11 +188,11 @@ def outputs(
     config,
     'delta_rule_recurrence',
   )
-  return o, jnp.swapaxes(last, 1, 2)
+  return o, jnp.swapaxes(last, 1, 2), norms[0] if norms else None
 
 
 def states(
-  k, v, inverse, rows, first, sizes, *, config
+  k, v, inverse, rows, key_norms, first, sizes, *, config
 ) -> tuple[jax.Array, jax.Array]:
   """Returns the states that enter each chunk, and X.
 
@@ -167,7 +203,7 @@ def states(
     scan.Scan(
       advance=_advance,
       finish=_store_states,
-      inputs=_inputs(sizes, rows, k=k, v=v, inverse=inverse),
+      inputs=_inputs(sizes, rows, key_norms, k=k, v=v, inverse=inverse),
       results={
         'states': layout.states(sizes),
         'x': layout.transposed_pairs(sizes),

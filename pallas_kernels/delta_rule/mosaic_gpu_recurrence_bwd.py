@@ -10,7 +10,9 @@ outputs,
 symbols as in `mosaic_gpu_recurrence`. What it keeps and stores is M = -dS, what
 it finds first -dX: the products that are large then add up in the registers of
 M. It stores M of every chunk and the pairs dV; the other gradients follow from
-these, all chunks in parallel, see `mosaic_gpu_chunk_bwd`.
+these, all chunks in parallel, see `mosaic_gpu_chunk_bwd`. If q and k are to be
+normalised, dO is divided by |q|, and what is stored is |k| dV, the gradient of
+the values.
 
 Of the warpgroups of `mosaic_gpu_scan` one finds dV and M, and leaves both. The
 other leaves for it what needs no state, -B and -scale entry dO, and stores what
@@ -54,6 +56,9 @@ def _advance(block, number, minus):
   use = block.use(number)
   dv = utils.negative(layout.times_inverse(dx, use['inverse']))
   parts = written = utils.split(dv)
+  if block.sizes.normalized:
+    norms = utils.load_columns(use['key_norms'])
+    parts = utils.split(dv * utils.over_columns(norms, _W))
   if block.sizes.gated:
     entry = utils.load_columns(use['rows'].at[layout.ENTRY])
     written = utils.split(dv * utils.over_columns(entry, _W))
@@ -71,19 +76,28 @@ def _advance(block, number, minus):
   return minus
 
 
+def _minus_scale(block, number):
+  """Returns -scale, or -scale / |q| [C, 64]."""
+  scale = -block.sizes.scale
+  if not block.sizes.normalized:
+    return scale
+  norms = utils.load_rows(block.use(number)['query_norms'])
+  return utils.over_rows(scale / norms, _W)
+
+
 def _leave_scores(block, number):
   """Leaves the pair -B of a chunk, once that is there."""
   block.wait_chunk(number)
   sizes, use = block.sizes, block.use(number)
   scores = utils.matmul([(use['q'], utils.transposed(use['k']))])
-  scores = layout.past(scores * -sizes.scale, use, sizes)
+  scores = layout.past(scores * _minus_scale(block, number), use, sizes)
   block.leave('scores', jnp.concatenate(utils.split(scores), axis=0))
 
 
 def _leave_reads(block, number):
   """Leaves -scale entry dO of a chunk, and frees that."""
   use = block.use(number)
-  reads = utils.load_tile(use['do']) * -block.sizes.scale
+  reads = utils.load_tile(use['do']) * _minus_scale(block, number)
   if block.sizes.gated:
     entry = utils.load_rows(use['rows'].at[layout.ENTRY])
     reads = reads * utils.over_rows(entry, _W)
@@ -133,7 +147,7 @@ def _finish(block, number):
 
 
 def state_gradients(
-  q, k, do, inverse, rows, minus, sizes, *, config
+  q, k, do, inverse, rows, norms, minus, sizes, *, config
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
   """Returns M of the states that leave each chunk, dV, and M of the first.
 
@@ -143,6 +157,7 @@ def state_gradients(
     do: gradient of the outputs.
     inverse: pairs of all chunks.
     rows: strengths and decays.
+    norms: those of keys and queries by name, empty if these stay as they are.
     minus: float32 [R, K, V], M of the final state.
     sizes: of the call.
     config: gives stages and how to interpret the kernel.
@@ -153,7 +168,7 @@ def state_gradients(
     initial state, float32 [R, K, V]).
   """
   inputs = {'q': q, 'k': k, 'do': do, 'inverse': inverse}
-  inputs |= {'rows': rows} if sizes.gated else {}
+  inputs |= norms | ({'rows': rows} if sizes.gated else {})
   low = (sizes.rows * sizes.chunks, sizes.V, _C)
   last = (sizes.rows, sizes.V, sizes.K)
   *found, last = scan.run(

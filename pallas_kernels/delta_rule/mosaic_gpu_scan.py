@@ -28,6 +28,7 @@ _W = utils.TILE
 _REGISTERS = (240, 216, 24)
 _OF_KEYS = ('q', 'k')
 _OF_VALUES = ('v', 'do')
+NORMS = ('key_norms', 'query_norms')
 
 
 class Block(NamedTuple):
@@ -220,7 +221,7 @@ def _scratch(scan: Scan, copied, sizes, stages):
     **{name: utils.shared(stages, _C, _W) for name in _OF_VALUES},
     'inverse': utils.shared(stages, 3 * _C, layout.HALF, tile=layout.HALF),
     'rows': plgpu.SMEM((stages, sizes.lines, _C), jnp.float32),
-    'sums': plgpu.SMEM((stages, _C), jnp.float32),
+    **{n: plgpu.SMEM((stages, _C), jnp.float32) for n in ('sums', *NORMS)},
   }
   left = {**scan.states_leave, **scan.results_leave}
   work = {**left, **scan.work}

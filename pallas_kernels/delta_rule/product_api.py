@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from pallas_kernels import argument_checks
 from pallas_kernels import dispatch
+from pallas_kernels import normalization
 from pallas_kernels import sequence_parallel
 from pallas_kernels import shapes
 from pallas_kernels import sharded_call
@@ -90,7 +91,7 @@ def delta_product(
     shape = tuple(sizes[axis] for axis in ('B', 'HV', 'K', 'V'))
     initial_state = jnp.zeros(shape, dtype)
   if normalize_qk:
-    q, k = api.l2_normalize(q), api.l2_normalize(k)
+    q, k = normalization.l2_normalize(q), normalization.l2_normalize(k)
   body = sequence_parallel.linear_recurrence(
     DELTA_PRODUCT,
     implementation,
@@ -156,7 +157,7 @@ def delta_product_step(
   dtype = argument_checks.state_dtype(q)
   argument_checks.check_state('state', state, 'B HV K V', sizes, dtype)
   if normalize_qk:
-    q, k = api.l2_normalize(q), api.l2_normalize(k)
+    q, k = normalization.l2_normalize(q), normalization.l2_normalize(k)
   scale = sizes['K'] ** -0.5 if scale is None else scale
   return reference.delta_product_step(
     q, k, v, beta, g, state=state, scale=scale

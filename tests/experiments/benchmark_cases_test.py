@@ -1,3 +1,5 @@
+import itertools
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -84,12 +86,15 @@ def test_the_paper_suite_keeps_tokens_and_width():
 def test_the_gpu_suite_checks_before_it_times():
   suite = benchmark_cases.suite('gpu')
   assert suite.implementations == ('mosaic_gpu', 'xla')
-  sizes = [(c.B, c.T, c.H, c.HV, c.K, c.gate) for c in suite.cases]
+  sizes = [(c.B, c.T, c.H, c.HV, c.K, c.variant) for c in suite.cases]
   assert sizes == [
-    *((*size, 'none') for size in benchmark_cases.GPU_SIZES),
-    *((*size, 'head') for size in benchmark_cases.GPU_GATED_SIZES),
+    *((*size, 'plain') for size in benchmark_cases.GPU_SIZES),
+    *((*size, 'g per head') for size in benchmark_cases.GPU_GATED_SIZES),
+    *((*size, 'plain, l2') for size in benchmark_cases.GPU_NORMALIZED_SIZES),
   ]
-  assert len({(c.name, c.gate) for c in suite.cases}) == 9
+  assert len({(c.name, c.variant) for c in suite.cases}) == 10
+  normalized = {(c.K, c.gate) for c in suite.checked if c.normalize_qk}
+  assert normalized == set(itertools.product((64, 128), ('none', 'head')))
   grouped = {(c.K, c.gate, c.HV > c.H) for c in suite.checked}
   assert grouped == {
     (dim, *how)
@@ -114,7 +119,7 @@ def test_only_some_sizes_and_their_checks():
   }
   suite = benchmark_cases.suite('gpu', only=only[:1])
   assert {c.K for c in suite.checked} == {64}
-  assert len(suite.checked) == 3
+  assert len(suite.checked) == 5
 
 
 def test_unknown_sizes_are_refused():

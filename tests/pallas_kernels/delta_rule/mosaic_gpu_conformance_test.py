@@ -31,6 +31,7 @@ def _evaluate(problem, config):
     mosaic_gpu.delta_rule,
     scale=arguments['q'].shape[-1] ** -0.5,
     segment_ids=None if ids is None else jnp.asarray(ids),
+    normalize_qk=problem.normalize_qk,
     config=config,
   )
 
@@ -48,9 +49,15 @@ def _evaluate(problem, config):
 
 
 def _check(
-  spec, kind='random', segments='none', gate=None, races=False, **options
+  spec,
+  kind='random',
+  segments='none',
+  gate=None,
+  normalize_qk=False,
+  races=False,
+  **options,
 ):
-  found = testing.reference_results(spec, kind, segments, gate)
+  found = testing.reference_results(spec, kind, segments, gate, normalize_qk)
   _hold(*found, races, **options)
 
 
@@ -71,16 +78,50 @@ def test_keys_of_width_64(kind):
   _check(_spec(T=200), kind)
 
 
+@pytest.mark.parametrize('normalize_qk', [False, True])
 @pytest.mark.parametrize('gate', [None, 'head_mixed'])
-def test_no_races_at_width_128(gate):
+def test_no_races_at_width_128(gate, normalize_qk):
   spec = _spec(T=200, K=128, V=128)
-  _check(spec, 'cos_0.99_beta_2', gate=gate, races=True)
+  _check(
+    spec,
+    'cos_0.99_beta_2',
+    gate=gate,
+    normalize_qk=normalize_qk,
+    races=True,
+  )
   assert not mosaic_gpu_interpreter.races_found()
 
 
+@pytest.mark.parametrize('kind', ['cos_0.9_beta_2', 'cos_1_beta_2'])
+def test_normalized_keys_of_width_64(kind):
+  _check(_spec(T=130), kind, normalize_qk=True)
+
+
+@pytest.mark.parametrize('segments', ['none', 'mixed', 'padding_inside'])
+def test_normalized_keys_of_grouped_values(segments):
+  spec = _spec(B=2, T=75, H=1, HV=2)
+  _check(spec, 'random', segments, 'head_random', normalize_qk=True)
+
+
+def test_normalized_keys_and_unequal_widths():
+  _check(_spec(T=70, K=128), normalize_qk=True, save_inverse=False)
+
+
+def test_keys_of_norm_zero():
+  problem = testing.make_problem(_spec(), normalize_qk=True)
+  arguments = dict(problem.arguments)
+  for name in ('q', 'k'):
+    arguments[name] = arguments[name].copy()
+    arguments[name][:, ::3] = 0
+  problem = problem._replace(arguments=arguments)
+  expected = testing.oracle(problem)
+  _hold(problem, expected, testing.evaluate(problem, 'recurrent'))
+
+
+@pytest.mark.parametrize('normalize_qk', [False, True])
 @pytest.mark.parametrize('gate', [None, 'head_random'])
-def test_beta_of_zero_has_a_gradient(gate):
-  problem = testing.make_problem(_spec(), gate=gate)
+def test_beta_of_zero_has_a_gradient(gate, normalize_qk):
+  problem = testing.make_problem(_spec(), gate=gate, normalize_qk=normalize_qk)
   beta = problem.arguments['beta'].copy()
   beta[:, ::3] = 0
   arguments = problem.arguments | {'beta': beta}

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from pallas_kernels import delta_rule
+from pallas_kernels import normalization
 from pallas_kernels.delta_rule import arg_specs
 from pallas_kernels.delta_rule import mosaic_gpu
 from pallas_kernels.delta_rule import mosaic_gpu_config
@@ -24,8 +25,10 @@ def _arguments(T=64, H=1, HV=1, K=64, V=64, dtype='bfloat16'):  # noqa: N803
   return {**arg_specs.random_arguments(spec), 'initial_state': state}
 
 
-def _loss(arguments, config=None):
-  o, state = mosaic_gpu.delta_rule(**arguments, scale=0.1, config=config)
+def _loss(arguments, config=None, **options):
+  o, state = mosaic_gpu.delta_rule(
+    **arguments, scale=0.1, config=config, **options
+  )
   return jnp.sum(o.astype(jnp.float32)) + jnp.sum(state)
 
 
@@ -114,14 +117,51 @@ def test_refuses_second_derivatives():
     jax.grad(loss)(arguments['v'])
 
 
+@pytest.mark.parametrize('normalize_qk', [True, False])
 @pytest.mark.parametrize('save', [True, False])
-def test_residuals_are_named(save):
+def test_residuals_are_named(save, normalize_qk):
   config = mosaic_gpu_config.Config(save_inverse=save)
-  grad = jax.make_jaxpr(jax.grad(_loss), static_argnums=1)
-  text = str(grad(_arguments(), config))
+  loss = functools.partial(_loss, config=config, normalize_qk=normalize_qk)
+  text = str(jax.make_jaxpr(jax.grad(loss))(_arguments()))
   found = set(re.findall(r'name\[name=delta_rule_(\w+)', text))
   names = {'q', 'k', 'v', 'beta', 'initial_state'}
-  assert found == names | ({'chunk_inverse'} if save else set())
+  names |= {'chunk_inverse'} if save else set()
+  assert found == names | ({'norms'} if normalize_qk else set())
+
+
+_MOVES = ('reshape', 'slice', 'name')
+
+
+def _computed_outside(jaxpr):
+  """Yields what is computed outside of kernels."""
+  for equation in jaxpr.eqns:
+    inner = [
+      getattr(value, 'jaxpr', value)
+      for value in equation.params.values()
+      if hasattr(value, 'eqns') or hasattr(value, 'jaxpr')
+    ]
+    if equation.primitive.name == 'pallas_call':
+      continue
+    for sub in inner:
+      yield from _computed_outside(sub)
+    if not inner and equation.primitive.name not in _MOVES:
+      yield from (variable.aval for variable in equation.outvars)
+
+
+@pytest.mark.parametrize('normalized', [False, True])
+def test_normalizes_within_the_kernels(normalized):
+  arguments = _arguments(T=256, K=128, V=128)
+
+  def run(arguments):
+    q, k = arguments['q'], arguments['k']
+    if normalized:
+      q, k = normalization.l2_normalize(q), normalization.l2_normalize(k)
+    arguments = arguments | {'q': q, 'k': k}
+    return mosaic_gpu.delta_rule(**arguments, scale=1.0, normalize_qk=True)
+
+  jaxpr = jax.make_jaxpr(run)(arguments).jaxpr
+  sizes = {aval.size for aval in _computed_outside(jaxpr)}
+  assert (max(sizes) >= arguments['q'].size) == normalized
 
 
 def test_same_bits_in_every_run():
