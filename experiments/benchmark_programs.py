@@ -2,7 +2,7 @@
 
 A call writes its results where those of the call before were, as a training
 step writes its state: what is timed is the op, not what the system does to have
-fresh memory for results that are thrown away.
+fresh memory for results that are thrown away. Cotangents are ones, made before.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -29,13 +29,12 @@ class Program:
     compiled: what is timed, of the last results, which it overwrites, and the
       arguments.
     results: shapes and dtypes of the results.
-    residuals: of the pass `backward`, what makes its arguments: the forward
-      pass, whose residuals and cotangents of ones it returns.
+    prepare: makes of the arguments of the op those of the pass.
   """
 
   compiled: jax.stages.Compiled
   results: Any
-  residuals: jax.stages.Compiled | None = None
+  prepare: Callable[[Mapping[str, jax.Array]], Any]
 
   @property
   def temp_bytes(self) -> int:
@@ -58,9 +57,7 @@ class Program:
 
     Its results are there until it is called again.
     """
-    given = arguments
-    if self.residuals is not None:
-      given = jax.block_until_ready(self.residuals(arguments))
+    given = jax.block_until_ready(self.prepare(arguments))
     last = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self.results)
 
     def call():
@@ -74,20 +71,34 @@ class Program:
 def pass_function(
   run: Callable[..., Any], pass_name: str
 ) -> Callable[..., Any]:
-  """Returns the function of the arguments that a pass of `run` computes.
+  """Returns the function that a pass of `run` computes.
 
-  Cotangents are ones, for every result. The pass `backward` is no function of
-  the arguments alone, see `backward_functions`.
+  That of `forward` takes the arguments by name, that of `forward_backward` a
+  pair of them and the cotangents, see `with_cotangents`. For `backward` see
+  `backward_functions`.
   """
 
   def forward(arguments):
     return run(**arguments)
 
-  def forward_backward(arguments):
+  def forward_backward(given):
+    arguments, cotangents = given
     values, pullback = jax.vjp(lambda a: run(**a), arguments)
-    return values, pullback(jax.tree.map(jnp.ones_like, values))
+    return values, pullback(cotangents)
 
   return {'forward': forward, 'forward_backward': forward_backward}[pass_name]
+
+
+def _ones(shapes: Any) -> Any:
+  return jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), shapes)
+
+
+def with_cotangents(
+  run: Callable[..., Any], arguments: Mapping[str, jax.Array]
+) -> tuple[Mapping[str, jax.Array], Any]:
+  """Returns (arguments, ones for every result of `run`)."""
+  values = jax.eval_shape(lambda a: run(**a), arguments)
+  return arguments, _ones(values)
 
 
 def backward_functions(
@@ -104,7 +115,7 @@ def backward_functions(
     nonlocal structure
     values, pullback = jax.vjp(lambda a: run(**a), arguments)
     leaves, structure = jax.tree.flatten(pullback)
-    return leaves, jax.tree.map(jnp.ones_like, values)
+    return leaves, _ones(values)
 
   def backward(given):
     leaves, cotangents = given
@@ -137,7 +148,7 @@ def too_large(needed: int, limit: int) -> str | None:
   )
 
 
-def _program(function, arguments, **options) -> Program:
+def _program(function, arguments, prepare) -> Program:
   def call(last, given):
     del last
     return function(given)
@@ -147,7 +158,7 @@ def _program(function, arguments, **options) -> Program:
   return Program(
     compiled=overwriting.lower(results, arguments).compile(),
     results=results,
-    **options,
+    prepare=prepare,
   )
 
 
@@ -155,11 +166,15 @@ def compile_pass(
   run: Callable[..., Any], pass_name: str, arguments: Mapping[str, jax.Array]
 ) -> Program:
   """Returns the program of a pass of `run`, see `pass_function`."""
-  if pass_name != 'backward':
-    return _program(pass_function(run, pass_name), arguments)
-  residuals, backward = backward_functions(run)
-  before = jax.jit(residuals).lower(arguments)
-  return _program(backward, before.out_info, residuals=before.compile())
+  if pass_name == 'backward':
+    residuals, backward = backward_functions(run)
+    before = jax.jit(residuals).lower(arguments)
+    return _program(backward, before.out_info, before.compile())
+  prepare = dict
+  if pass_name == 'forward_backward':
+    prepare = functools.partial(with_cotangents, run)
+  given = jax.eval_shape(prepare, arguments)
+  return _program(pass_function(run, pass_name), given, prepare)
 
 
 def _compile(run, pass_name: str, arguments) -> Program | str:

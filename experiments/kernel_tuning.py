@@ -44,16 +44,18 @@ def _program(case, config, arguments) -> Callable[[], Any] | None:
   run = functools.partial(
     mosaic_gpu.delta_rule, scale=case.K**-0.5, config=config
   )
-  function = benchmark_programs.pass_function(run, 'forward_backward')
   try:
-    program = jax.jit(function).lower(arguments).compile()
+    program = benchmark_programs.compile_pass(
+      run, 'forward_backward', arguments
+    )
   except ValueError as error:
     if 'shared memory' not in str(error):
       raise
     return None
+  call = program.bind(arguments)
   # The first call takes the time to load the program.
-  jax.block_until_ready(program(arguments))
-  return functools.partial(program, arguments)
+  jax.block_until_ready(call())
+  return call
 
 
 def _seconds(case, configs, arguments, repeats: int) -> list[float | None]:

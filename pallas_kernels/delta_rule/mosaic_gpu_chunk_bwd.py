@@ -41,12 +41,12 @@ import jax.numpy as jnp
 
 from pallas_kernels import mosaic_gpu_utils as utils
 from pallas_kernels.delta_rule import mosaic_gpu_layout as layout
-from pallas_kernels.delta_rule import mosaic_gpu_scan as scan
 
 _C = layout.CHUNK
 _W = utils.TILE
 _OF_STATES = ('states', 'minus')
-# Lines of the results per token; the last two are there with norms alone.
+# Lines of the results per token; the last two are there with norms alone, which
+# are in their places until the results are.
 BETA_SQUARED, LATER, EARLIER = range(3)
 OF_QUERY, OF_KEY = -2, -1
 
@@ -100,11 +100,16 @@ def _along(x, ref):
   return (utils.load_tile(ref) * x).sum(axis=1)
 
 
-def _divided(x, norms, s, sizes):
-  """Returns x [C, 64] by the norms of a name, if these are to be applied."""
+def _line(s, number):
+  """Returns a line of the results, the last ones are -2 and -1."""
+  return s['lines'].at[number % s['lines'].shape[0]]
+
+
+def _divided(x, line, s, sizes):
+  """Returns x [C, 64] by the norms of a line, if these are to be applied."""
   if not sizes.normalized:
     return x
-  return x * utils.over_rows(1 / utils.load_rows(s[norms]), _W)
+  return x * utils.over_rows(1 / utils.load_rows(_line(s, line)), _W)
 
 
 def _through_states(sums: _Sums, s, sizes):
@@ -113,8 +118,8 @@ def _through_states(sums: _Sums, s, sizes):
   With decays `writes` and `earlier` are stored; registers are few.
   """
   reads = utils.negative(sums.reads) * sizes.scale
-  reads = _divided(reads, 'query_norms', s, sizes)
-  corrections = _divided(sums.corrections, 'key_norms', s, sizes)
+  reads = _divided(reads, OF_QUERY, s, sizes)
+  corrections = _divided(sums.corrections, OF_KEY, s, sizes)
   if not sizes.gated:
     if sizes.normalized:
       corrections = corrections + sums.writes
@@ -123,7 +128,7 @@ def _through_states(sums: _Sums, s, sizes):
   exit_ = utils.over_rows(utils.load_rows(rows.at[layout.EXIT]), _W)
   writes = sums.writes * exit_
   s['writes'][...] = writes
-  s['lines'].at[EARLIER][...] = -_along(writes, s['k'])
+  _line(s, EARLIER)[...] = -_along(writes, s['k'])
   entry = utils.over_rows(utils.load_rows(rows.at[layout.ENTRY]), _W)
   s['reads'][...] = reads * entry
   return s['reads'], corrections * entry
@@ -152,11 +157,11 @@ def _store_within(sums: _Sums, s, sizes):
     return utils.cast(jnp.where(row > column, x, 0.0))
 
   b, g = _pairs(s)
-  values = _divided(sums.of_values, 'key_norms', s, sizes)
-  s['lines'].at[BETA_SQUARED][...] = _own(values, row, column)
+  values = _divided(sums.of_values, OF_KEY, s, sizes)
+  _line(s, BETA_SQUARED)[...] = _own(values, row, column)
   utils.store_split(strict(values), g)
   scores = utils.negative(sums.of_queries) * sizes.scale
-  scores = _divided(scores, 'query_norms', s, sizes)
+  scores = _divided(scores, OF_QUERY, s, sizes)
   own = _own(scores, row, column)
   utils.store_split(strict(scores), b)
   return own
@@ -175,7 +180,7 @@ def _add_within(dq, dk, s, sizes):
   dq, dk = utils.accumulate((utils.load_tile(dq), of_query), (dk, corrected))
   later = _along(dq, q) + _along(dk, k)
   written = utils.matmul(of_key)
-  s['lines'].at[LATER][...] = _along(written, k) - later
+  _line(s, LATER)[...] = _along(written, k) - later
   return dq, dk + written + utils.load_tile(s['writes'])
 
 
@@ -228,8 +233,10 @@ def _copy_in(refs, s, here, sizes, n):
       )
       part = refs['rows'].at[here.index, layout.SUM]
       plgpu.copy_gmem_to_smem(part, s['sums'], s['ready'])
-    for name in scan.NORMS if sizes.normalized else ():
-      plgpu.copy_gmem_to_smem(refs[name].at[here.index], s[name], s['ready'])
+    if sizes.normalized:
+      for name, line in (('query_norms', OF_QUERY), ('key_norms', OF_KEY)):
+        part = refs[name].at[here.index]
+        plgpu.copy_gmem_to_smem(part, _line(s, line), s['ready'])
   values = pl.ds(here.value * sizes.V + n * _W, _W)
   for name in ('do', 'dv'):
     part = refs[name].at[here.batch, here.tokens, values]
@@ -275,8 +282,8 @@ def _compute(refs, s, sizes):
   q, k = s['q'], s['k']
   dq, dk = dq + own * utils.load_tile(k), dk + own * utils.load_tile(q)
   if sizes.normalized:
-    s['lines'].at[_lines(sizes) + OF_QUERY][...] = _along(dq, q)
-    s['lines'].at[_lines(sizes) + OF_KEY][...] = _along(dk, k)
+    _line(s, OF_QUERY)[...] = _along(dq, q)
+    _line(s, OF_KEY)[...] = _along(dk, k)
   for ref, value in ((q, dq), (k, dk)):
     ref[...] = utils.negative(value).astype(jnp.bfloat16)
   if sizes.gated:
@@ -308,8 +315,6 @@ def _scratch(sizes):
     'ready': plgpu.Barrier(num_arrivals=copies),
     'full': plgpu.Barrier(num_arrivals=6),
   }
-  if sizes.normalized:
-    scratch |= {n: plgpu.SMEM((_C,), jnp.float32) for n in scan.NORMS}
   if sizes.gated:
     scratch |= {
       'rows': plgpu.SMEM((sizes.lines, _C), jnp.float32),

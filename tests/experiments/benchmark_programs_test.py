@@ -14,10 +14,12 @@ CASE = benchmark_cases.Case(
 
 
 def test_backward_takes_cotangents_of_ones():
-  function = benchmark_programs.pass_function(
-    lambda x: (x**2, 3 * x), 'forward_backward'
-  )
-  (square, triple), (gradients,) = function({'x': jnp.array([1.0, 2.0])})
+  def run(x):
+    return x**2, 3 * x
+
+  arguments = {'x': jnp.array([1.0, 2.0])}
+  program = benchmark_programs.compile_pass(run, 'forward_backward', arguments)
+  (square, triple), (gradients,) = program.bind(arguments)()
   assert (square.tolist(), triple.tolist()) == ([1, 4], [3, 6])
   assert gradients['x'].tolist() == [5, 7]
 

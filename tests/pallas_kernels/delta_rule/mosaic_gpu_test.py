@@ -140,10 +140,10 @@ def _computed_outside(jaxpr):
       for value in equation.params.values()
       if hasattr(value, 'eqns') or hasattr(value, 'jaxpr')
     ]
-    if equation.primitive.name == 'pallas_call':
+    if equation.primitive.name == 'mpmd_map':  # A kernel.
       continue
-    for sub in inner:
-      yield from _computed_outside(sub)
+    for part in inner:
+      yield from _computed_outside(part)
     if not inner and equation.primitive.name not in _MOVES:
       yield from (variable.aval for variable in equation.outvars)
 
