@@ -51,8 +51,8 @@ class ModelConfig:
     dtype: dtype of the activations; parameters are float32.
     remat: what a block keeps for its backward pass, from most to least memory;
       the rest is recomputed. `none`: all that its gradient reads. `dots`: the
-      results of its projections, of its recurrence (with the inverses of chunks
-      and the norms that the GPU kernels of the delta rule name) and of cuDNN's
+      results of its projections, of its recurrence (with what the GPU kernels
+      of the delta rule find and name: inverses of chunks, norms) and of cuDNN's
       attention.
       What it computes again is elementwise, which a GPU does faster than it
       stores and loads, and attention without cuDNN. `mixer`: the output of the

@@ -76,7 +76,7 @@ def _stacked_blocks(config, rngs):
 
 _POLICIES = jax.checkpoint_policies
 # What the kernels of the delta rule find and need again; see `mosaic_gpu`.
-_FOUND = ('delta_rule_chunk_inverse', 'delta_rule_norms')
+_FOUND = tuple(f'delta_rule_{x}' for x in ('chunk_inverse', 'norms', 'states'))
 _IS_OF_RECURRENCE = _POLICIES.save_only_these_names(recurrence.OUTPUT, *_FOUND)
 
 

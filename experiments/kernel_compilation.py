@@ -101,20 +101,28 @@ def _passes(
   """Returns the jitted function and its arguments, by pass.
 
   The backward pass is a program of its own: what is kept for it goes in.
+  `saving` is a forward pass that keeps the states for it, too; it has one kernel
+  of its own, which is compiled for keys that are given as they are.
   """
-  run = functools.partial(
-    mosaic_gpu.delta_rule, scale=head_dim**-0.5, normalize_qk=normalize_qk
-  )
 
-  def forward(arguments):
+  def forward(arguments, *, save_states):
+    config = mosaic_gpu_config.config_for(head_dim, head_dim)
+    run = functools.partial(
+      mosaic_gpu.delta_rule,
+      scale=head_dim**-0.5,
+      normalize_qk=normalize_qk,
+      config=dataclasses.replace(config, save_states=save_states),
+    )
     return jax.vjp(lambda a: run(**a), arguments)
 
+  passes = {'forward': jax.jit(functools.partial(forward, save_states=False))}
+  if not normalize_qk:
+    passes['saving'] = jax.jit(functools.partial(forward, save_states=True))
   arguments = _arguments(head_dim, gate)
-  values, pullback = jax.eval_shape(forward, arguments)
+  values, pullback = jax.eval_shape(passes['forward'], arguments)
   backward = jax.jit(lambda pullback, cotangents: pullback(cotangents))
-  return {
-    'forward': (jax.jit(forward), (arguments,)),
-    'backward': (backward, (pullback, values)),
+  return {name: (f, (arguments,)) for name, f in passes.items()} | {
+    'backward': (backward, (pullback, values))
   }
 
 
@@ -129,8 +137,9 @@ def _blocks_per_chunk(kernel: str, head_dim: int) -> float:
 def _compile_case(
   target: str, head_dim: int, gate: str, normalize_qk: bool
 ) -> Iterator[Row]:
-  """Yields resources and costs of the kernels of both passes."""
+  """Yields resources and costs of the kernels of all passes, each once."""
   tokens = _B * _T * _H
+  seen = set()
   passes = _passes(head_dim, gate, normalize_qk)
   for name, (function, arguments) in passes.items():
     with tempfile.TemporaryDirectory() as scratch:
@@ -138,6 +147,9 @@ def _compile_case(
       ahead_of_time.compile_for(target, function, arguments, dump)
       lowered = function.trace(*arguments).lower(lowering_platforms=('cuda',))
       for kernel in kernel_resources.kernels(dump):
+        if kernel in seen:
+          continue
+        seen.add(kernel)
         row = dataclasses.asdict(kernel_resources.read_kernel(dump, kernel))
         row['bytes_per_token'] = call_bytes(lowered, kernel) / tokens
         blocks = _blocks_per_chunk(kernel, head_dim)

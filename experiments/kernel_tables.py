@@ -1,6 +1,7 @@
 """Tables of the rows that `kernel_compilation` yields."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+import itertools
 from typing import Any
 
 Row = Mapping[str, Any]
@@ -11,9 +12,28 @@ Row = Mapping[str, Any]
 COMPULSORY_BYTES = {'forward': 1026, 'backward': 1796}
 FLA_BYTES = {'forward': 5124, 'backward': 12_038}
 
+# Without and with `Config.save_states`.
+_KERNELS = (
+  {
+    'forward': ('inverse', 'recurrence'),
+    'backward': ('states', 'recurrence_bwd', 'chunk_bwd'),
+  },
+  {
+    'forward': ('inverse', 'recurrence_saving'),
+    'backward': ('recurrence_bwd', 'chunk_bwd'),
+  },
+)
+
+_COUNTED = {
+  kernel
+  for kinds in _KERNELS
+  for kernel in itertools.chain.from_iterable(kinds.values())
+}
+
 _COLUMNS = (
   ('head_dim', '>8'),
   ('gate', '>6'),
+  ('normalize_qk', '>14'),
   ('pass', '>10'),
   ('kernel', '>27'),
   ('registers', '>11'),
@@ -50,20 +70,28 @@ def format_row(row: Row) -> str:
 
 
 def totals(rows: Sequence[Row]) -> Iterator[str]:
-  """Yields the bytes of both passes at K = V = 128, beside what is known."""
+  """Yields the bytes of both passes at K = V = 128, beside what is known.
+
+  With the states kept they are those of other kernels.
+  """
+  kernels = {
+    row['kernel'].removeprefix('delta_rule_'): row['bytes_per_token']
+    for row in rows
+    if row['kind'] == 'kernel_resources'
+    and (row['head_dim'], row['gate']) == (128, 'none')
+    and not row['normalize_qk']
+  }
+  if not kernels.keys() >= _COUNTED:
+    return
   for name, least in COMPULSORY_BYTES.items():
-    found = [
-      row['bytes_per_token']
-      for row in rows
-      if row['kind'] == 'kernel_resources'
-      and (row['head_dim'], row['gate'], row['pass']) == (128, 'none', name)
-    ]
-    if found:
-      yield (
-        f'{name}, K = V = 128, no decay: {sum(found):,.0f} bytes per token and '
-        f'head; {least:,} are compulsory, flash-linear-attention takes '
-        f'{FLA_BYTES[name]:,}'
-      )
+    found, saving = (
+      sum(kernels[kernel] for kernel in kinds[name]) for kinds in _KERNELS
+    )
+    yield (
+      f'{name}, K = V = 128, no decay: {found:,.0f} bytes per token and head, '
+      f'{saving:,.0f} with the states kept; {least:,} are compulsory, '
+      f'flash-linear-attention takes {FLA_BYTES[name]:,}'
+    )
 
 
 def broken(rows: Iterable[Row]) -> Iterator[str]:
@@ -71,7 +99,7 @@ def broken(rows: Iterable[Row]) -> Iterator[str]:
   for row in rows:
     where = [
       str(row[name])
-      for name in ('kernel', 'pass', 'head_dim', 'gate', 'preset')
+      for name in ('kernel', 'head_dim', 'gate', 'normalize_qk', 'preset')
       if name in row
     ]
     for gate in row['broken']:

@@ -10,7 +10,8 @@ Five kernels, with chunks of 64 tokens (`mosaic_gpu_layout` has the symbols):
               chunk_bwd       the other gradients, all chunks in parallel
 
 The gradient is that of the solve (I + A) X = R: no derivative of the inverse.
-What the forward pass keeps are its inputs and, if the `Config` says so, T.
+What the forward pass keeps are its inputs and, if the `Config` says so, T, S
+and X.
 
 Cost per token and value head at K = V = 128, without decay, in bytes of device
 memory and in products of two 64 x 64 matrices per chunk, each of which is
@@ -24,25 +25,35 @@ memory and in products of two 64 x 64 matrices per chunk, each of which is
     chunk_bwd         q k do 768,          dq dk 512           3328          56
                       S dS 1024,
                       X dV 1024
+    or, for both passes
+    recurrence_saving q k v 768, T 192     o S X 1280          2240        30.5
 
 so 1,664 bytes and 0.34 million operations forward, 7,040 bytes and 0.83 million
-backward with T kept; beside it beta, 4 bytes for the first and 8 for what the
-last finds of its gradient. Decays add 12 bytes to what each of the first reads,
-16 to the next three and 40 to what chunk_bwd reads and writes. The two blocks
-of threads that share a row in the recurrences read q, k and T twice, the second
-time from the cache. X, dV, T and the matrices within a chunk are pairs of
-bfloat16 (`mosaic_gpu_utils`), which is a third to a half of the products: for
-nearly parallel keys single ones leave errors of some per cent. To store X and
-dV costs 1,280 bytes more than to solve for them again in chunk_bwd, and saves
-it two fifths of its products and two thirds of its shared memory, so that
-copies of one block of threads hide behind the products of another. S, X, M and
-the low part of dV stay transposed, as they were found.
+backward with T kept. If the `Config` has S and X kept, too, recurrence_saving
+does the work of recurrence and states: 2,688 bytes forward and 5,312 backward,
+for 1,024 bytes of memory. Beside it beta, 4 bytes for the first and 8 for what
+the last finds of its gradient. Decays add 12 bytes to what each of the first
+reads, 16 to the next three and 40 to what chunk_bwd reads and writes; norms add
+4 to inverse and states, 8 to the recurrences and 24 to chunk_bwd.
+
+The two blocks of threads that share a row in the recurrences read q, k and T
+twice, the second time from the cache. X, dV, T and the matrices within a chunk
+are pairs of bfloat16 (`mosaic_gpu_utils`), which is a third to a half of the
+products: for nearly parallel keys single ones leave errors of some per cent. To
+store X and dV costs 1,280 bytes more than to solve for them again in chunk_bwd,
+and saves it two fifths of its products and two thirds of its shared memory, so
+that copies of one block of threads hide behind the products of another. S, X, M
+and the low part of dV stay transposed, as they were found.
+
+q and k are normalised within the kernels, by factors of tokens alone (see
+`mosaic_gpu_layout`); XLA adds to dq and dk what lies along q and k.
 
 Tokens behind the end are masked in the kernels; only where T is no multiple of
 8 are the arrays copied, padded to the next one. The decays' sums, a few numbers
 per token, are made and taken apart by XLA.
 """
 
+import dataclasses
 import functools
 from typing import NamedTuple
 
@@ -98,6 +109,7 @@ class _Residuals(NamedTuple):
   inputs: _Inputs
   counts: _Counts
   inverse: jax.Array | None
+  states: recurrence.States | None
   norms: dict[str, jax.Array]  # of keys and queries, if they are to be applied
 
 
@@ -185,7 +197,8 @@ def _states(x: jax.Array, sizes: layout.Sizes) -> jax.Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _delta_rule(static: _Static, inputs: _Inputs, counts: _Counts):
-  return _forward(static, inputs, counts)[0]
+  config = dataclasses.replace(static.config, save_states=False)
+  return _forward(static._replace(config=config), inputs, counts)[0]
 
 
 def _invert(static: _Static, inputs: _Inputs, rows: jax.Array):
@@ -213,7 +226,7 @@ def _forward(static: _Static, inputs: _Inputs, counts: _Counts):
   inverse, key_norms = _invert(static, inputs, rows)
   if config.save_inverse:
     inverse = checkpoint_name(inverse, 'delta_rule_chunk_inverse')
-  o, last, query_norms = recurrence.outputs(
+  found = recurrence.outputs(
     _flat(inputs.q),
     _flat(inputs.k),
     _flat(inputs.v),
@@ -222,16 +235,21 @@ def _forward(static: _Static, inputs: _Inputs, counts: _Counts):
     key_norms,
     _states(inputs.initial_state, sizes),
     sizes,
+    keep=config.save_states,
     config=config,
   )
+  o = _where_valid(found.o.reshape(inputs.v.shape), counts)
+  last = found.last.reshape(inputs.initial_state.shape)
   norms = {}
   if sizes.normalized:
-    found = zip(scan.NORMS, (key_norms, query_norms), strict=True)
-    norms = {n: checkpoint_name(x, 'delta_rule_norms') for n, x in found}
-  o = _where_valid(o.reshape(inputs.v.shape), counts)
-  last = last.reshape(inputs.initial_state.shape)
-  kept = inverse if config.save_inverse else None
-  return (o, last), _Residuals(inputs, counts, kept, norms)
+    norms = dict(zip(scan.NORMS, (key_norms, found.query_norms), strict=True))
+  return (o, last), _Residuals(
+    inputs,
+    counts,
+    inverse if config.save_inverse else None,
+    checkpoint_name(found.kept, 'delta_rule_states'),
+    checkpoint_name(norms, 'delta_rule_norms'),
+  )
 
 
 def _run_backward(static: _Static, residuals: _Residuals, do, dlast):
@@ -243,10 +261,12 @@ def _run_backward(static: _Static, residuals: _Residuals, do, dlast):
   if inverse is None:
     inverse, _ = _invert(static, inputs, rows)
   q, k, v, do = (_flat(x) for x in (inputs.q, inputs.k, inputs.v, do))
-  first = _states(inputs.initial_state, sizes)
-  states, x = recurrence.states(
-    k, v, inverse, rows, norms.get('key_norms'), first, sizes, config=config
-  )
+  states = residuals.states
+  if states is None:
+    first = _states(inputs.initial_state, sizes)
+    states = recurrence.states(
+      k, v, inverse, rows, norms.get('key_norms'), first, sizes, config=config
+    )
   minus, dv, dv_low, minus_first = backward.state_gradients(
     q, k, do, inverse, rows, norms, -_states(dlast, sizes), sizes, config=config
   )
@@ -256,8 +276,7 @@ def _run_backward(static: _Static, residuals: _Residuals, do, dlast):
     do,
     rows,
     norms,
-    states,
-    x,
+    *states,
     minus,
     dv,
     dv_low,

@@ -13,8 +13,10 @@ cancel. If q and k are to be normalised, V stands for |k| V, and O is divided by
 
 Of the warpgroups of `mosaic_gpu_scan` one finds X and S, and leaves both; the
 other makes the outputs, or stores S and X, transposed as they are, for the
-kernel of the gradients.
+kernel of the gradients, or does both.
 """
+
+from typing import NamedTuple
 
 import jax
 from jax.experimental import pallas as pl
@@ -28,6 +30,22 @@ from pallas_kernels.delta_rule import mosaic_gpu_scan as scan
 
 _C = layout.CHUNK
 _W = utils.TILE
+
+
+class States(NamedTuple):
+  """What the gradients need of every chunk; see `mosaic_gpu_layout`."""
+
+  states: jax.Array
+  x: jax.Array
+
+
+class Outputs(NamedTuple):
+  """What the recurrence finds."""
+
+  o: jax.Array  # [B, T, HV V] bfloat16
+  last: jax.Array  # [R, K, V] float32, the state after the last chunk
+  query_norms: jax.Array | None  # `norms` of `mosaic_gpu_layout`, if normalized
+  kept: States | None  # if it is asked for
 
 
 def _errors(block, number, state):
@@ -92,6 +110,25 @@ def _store_query_norms(block, number):
   return norms
 
 
+def _start_to_keep(block, name, number):
+  """Starts to store the state or X of a chunk, if that is a result."""
+  if 'states' not in block.refs:
+    return
+  index = block.index(number)
+  target = {
+    'state': block.refs['states'].at[index, block.columns],
+    'x': block.refs['x'].at[index, block.part],
+  }[name]
+  plgpu.copy_smem_to_gmem(block.work[name], target)
+
+
+def _free_kept(block, name):
+  """Says that what is kept of a chunk is stored and no longer read."""
+  if 'states' in block.refs:
+    plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+  block.free(name)
+
+
 def _store_outputs(block, number):
   """Stores the outputs of a chunk."""
   work, use = block.work, block.use(number)
@@ -102,15 +139,17 @@ def _store_outputs(block, number):
     norms = _store_query_norms(block, number)
     scale = utils.over_rows(scale / norms, _W)
   block.wait('state')
+  _start_to_keep(block, 'state', number)
   o = utils.matmul([(use['q'], utils.transposed(work['state']))])
-  block.free('state')
+  _free_kept(block, 'state')
   if block.sizes.gated:
     entry = utils.load_rows(use['rows'].at[layout.ENTRY])
     o = o * utils.over_rows(entry, _W)
   block.wait('x')
+  _start_to_keep(block, 'x', number)
   x = utils.transposed_pair(layout.pair(work['x']))
   (o,) = utils.accumulate((o, utils.split_products(scores, x)))
-  block.free('x')
+  _free_kept(block, 'x')
   plgpu.wait_smem_to_gmem(0, wait_read_only=True)
   work['o'][...] = (o * scale).astype(jnp.bfloat16)
   plgpu.commit_smem()
@@ -123,15 +162,12 @@ def _store_outputs(block, number):
 
 def _store_states(block, number):
   """Stores the state that enters a chunk, and X."""
-  refs, work, index = block.refs, block.work, block.index(number)
   block.wait_chunk(number)
   block.free_chunk(number)
   block.wait('state')
-  plgpu.copy_smem_to_gmem(
-    work['state'], refs['states'].at[index, block.columns]
-  )
+  _start_to_keep(block, 'state', number)
   block.wait('x')
-  plgpu.copy_smem_to_gmem(work['x'], refs['x'].at[index, block.part])
+  _start_to_keep(block, 'x', number)
   plgpu.wait_smem_to_gmem(1, wait_read_only=True)
   block.free('state')
   plgpu.wait_smem_to_gmem(0, wait_read_only=True)
@@ -143,14 +179,22 @@ def _inputs(sizes, rows, key_norms, **inputs):
   return inputs | ({'key_norms': key_norms} if sizes.normalized else {})
 
 
+def _kept(sizes):
+  """Returns the results of which `States` are made."""
+  return {
+    'states': layout.states(sizes),
+    'x': layout.transposed_pairs(sizes),
+  }
+
+
 def _leaves(sizes):
   return {'state': (_W, sizes.K), 'x': (2 * _W, _C)}
 
 
 def outputs(
-  q, k, v, inverse, rows, key_norms, first, sizes, *, config
-) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-  """Returns the outputs, the state after the last chunk, norms of queries.
+  q, k, v, inverse, rows, key_norms, first, sizes, *, keep, config
+) -> Outputs:
+  """Returns the outputs, the last state, and more.
 
   Args:
     q: queries, see `mosaic_gpu_layout` for all but `first`.
@@ -161,11 +205,8 @@ def outputs(
     key_norms: None unless keys are to be normalised.
     first: float32 [R, K, V], the state that enters.
     sizes: of the call.
+    keep: return what `states` does, too.
     config: gives stages and how to interpret the kernel.
-
-  Returns:
-    (o [B, T, HV V] bfloat16, state [R, K, V] float32, `norms` of
-    `mosaic_gpu_layout` or None).
   """
   last = (sizes.rows, sizes.V, sizes.K)
   results = {
@@ -174,7 +215,9 @@ def outputs(
   }
   if sizes.normalized:
     results['query_norms'] = layout.norms(sizes)
-  o, last, *norms = scan.run(
+  if keep:
+    results |= _kept(sizes)
+  found = scan.run(
     scan.Scan(
       advance=_advance,
       finish=_store_outputs,
@@ -186,28 +229,28 @@ def outputs(
     ),
     sizes,
     config,
-    'delta_rule_recurrence',
+    'delta_rule_recurrence_saving' if keep else 'delta_rule_recurrence',
   )
-  return o, jnp.swapaxes(last, 1, 2), norms[0] if norms else None
+  found = dict(zip(results, found, strict=True))
+  return Outputs(
+    found['o'],
+    jnp.swapaxes(found['last'], 1, 2),
+    found.get('query_norms'),
+    States(found['states'], found['x']) if keep else None,
+  )
 
 
-def states(
-  k, v, inverse, rows, key_norms, first, sizes, *, config
-) -> tuple[jax.Array, jax.Array]:
+def states(k, v, inverse, rows, key_norms, first, sizes, *, config) -> States:
   """Returns the states that enter each chunk, and X.
 
-  The arguments are those of `outputs`; the results are `states` and `x` of
-  `mosaic_gpu_layout`.
+  The arguments are those of `outputs`.
   """
   found = scan.run(
     scan.Scan(
       advance=_advance,
       finish=_store_states,
       inputs=_inputs(sizes, rows, key_norms, k=k, v=v, inverse=inverse),
-      results={
-        'states': layout.states(sizes),
-        'x': layout.transposed_pairs(sizes),
-      },
+      results=_kept(sizes),
       first=jnp.swapaxes(first, 1, 2),
       states_leave=_leaves(sizes),
     ),
@@ -215,4 +258,4 @@ def states(
     config,
     'delta_rule_states',
   )
-  return tuple(found)
+  return States(*found)

@@ -4,6 +4,7 @@ KERNEL = {
   'kind': 'kernel_resources',
   'head_dim': 128,
   'gate': 'none',
+  'normalize_qk': False,
   'pass': 'forward',
   'kernel': 'wide',
   'registers': 168,
@@ -31,7 +32,7 @@ def test_a_kernel_fills_every_column():
   line = kernel_tables.format_row(KERNEL)
   assert len(line) == len(kernel_tables.header())
   assert line.split() == (
-    '128 none forward wide 168 0 0 181248 40 1 1,316 262,144'.split()
+    '128 none False forward wide 168 0 0 181248 40 1 1,316 262,144'.split()
   )
 
 
@@ -43,13 +44,35 @@ def test_a_step_is_a_sentence():
 
 
 def test_totals_are_of_the_plain_rule_at_128():
-  other = KERNEL | {'gate': 'head', 'bytes_per_token': 9e9}
-  (line,) = kernel_tables.totals([KERNEL, KERNEL, other, STEP])
-  assert line.startswith('forward, K = V = 128, no decay: 2,632 bytes')
-  assert '1,026 are compulsory, flash-linear-attention takes 5,124' in line
+  sizes = {
+    'inverse': 1.0,
+    'recurrence': 10.0,
+    'recurrence_saving': 100.0,
+    'states': 1000.0,
+    'recurrence_bwd': 10_000.0,
+    'chunk_bwd': 100_000.0,
+  }
+  rows = [
+    KERNEL | {'kernel': f'delta_rule_{name}', 'bytes_per_token': size}
+    for name, size in sizes.items()
+  ]
+  others = [
+    row | {name: value, 'bytes_per_token': 9e9}
+    for row in rows
+    for name, value in (('gate', 'head'), ('normalize_qk', True))
+  ]
+  forward, backward = kernel_tables.totals([*rows, *others, STEP])
+  assert forward.startswith('forward, K = V = 128, no decay: 11 bytes')
+  assert 'head, 101 with the states kept; 1,026 are compulsory' in forward
+  assert 'no decay: 111,000 bytes per token and head, 110,000 with' in backward
+  assert backward.endswith('flash-linear-attention takes 12,038')
+
+
+def test_there_are_no_totals_of_some_kernels():
+  assert not list(kernel_tables.totals([KERNEL, STEP]))
 
 
 def test_broken_gates_say_where():
   assert list(kernel_tables.broken([KERNEL, STEP])) == [
-    'BROKEN: wide, forward, 128, none: warnings must be none, got [one]'
+    'BROKEN: wide, 128, none, False: warnings must be none, got [one]'
   ]

@@ -162,5 +162,17 @@ def test_lengths(length):
   _check(_spec(T=length))
 
 
+@pytest.mark.parametrize('gate', [None, 'head_random'])
+def test_states_kept(gate):
+  _check(
+    _spec(T=200, K=128, V=128),
+    gate=gate,
+    normalize_qk=gate is None,
+    races=True,
+    save_states=True,
+  )
+  assert not mosaic_gpu_interpreter.races_found()
+
+
 def test_one_stage_and_no_inverse_kept():
   _check(_spec(T=130), stages=1, save_inverse=False)

@@ -32,9 +32,9 @@ def _loss(arguments, config=None, **options):
   return jnp.sum(o.astype(jnp.float32)) + jnp.sum(state)
 
 
-def _interpreted(**options):
+def _interpreted(save_states=False, **options):
   interpret = mosaic_gpu_interpreter.parameters(**options)
-  return mosaic_gpu_config.Config(interpret=interpret)
+  return mosaic_gpu_config.Config(interpret=interpret, save_states=save_states)
 
 
 @pytest.mark.parametrize(
@@ -120,12 +120,12 @@ def test_refuses_second_derivatives():
 @pytest.mark.parametrize('normalize_qk', [True, False])
 @pytest.mark.parametrize('save', [True, False])
 def test_residuals_are_named(save, normalize_qk):
-  config = mosaic_gpu_config.Config(save_inverse=save)
+  config = mosaic_gpu_config.Config(save_inverse=save, save_states=save)
   loss = functools.partial(_loss, config=config, normalize_qk=normalize_qk)
   text = str(jax.make_jaxpr(jax.grad(loss))(_arguments()))
   found = set(re.findall(r'name\[name=delta_rule_(\w+)', text))
   names = {'q', 'k', 'v', 'beta', 'initial_state'}
-  names |= {'chunk_inverse'} if save else set()
+  names |= {'chunk_inverse', 'states'} if save else set()
   assert found == names | ({'norms'} if normalize_qk else set())
 
 
@@ -162,6 +162,25 @@ def test_normalizes_within_the_kernels(normalized):
   jaxpr = jax.make_jaxpr(run)(arguments).jaxpr
   sizes = {aval.size for aval in _computed_outside(jaxpr)}
   assert (max(sizes) >= arguments['q'].size) == normalized
+
+
+def test_states_kept_give_the_same_bits():
+  arguments = _arguments(T=130)
+  found = [
+    jax.jit(jax.grad(functools.partial(_loss, config=config)))(arguments)
+    for config in (_interpreted(), _interpreted(save_states=True))
+  ]
+  assert all(bool(jnp.array_equal(found[0][n], found[1][n])) for n in arguments)
+
+
+def test_states_are_kept_only_for_gradients():
+  config = mosaic_gpu_config.Config(save_states=True)
+  loss = functools.partial(_loss, config=config)
+  saving = 'delta_rule_recurrence_saving'
+  assert saving not in str(jax.make_jaxpr(loss)(_arguments()))
+  text = str(jax.make_jaxpr(jax.grad(loss))(_arguments()))
+  assert saving in text
+  assert 'delta_rule_states"' not in text
 
 
 def test_same_bits_in_every_run():
