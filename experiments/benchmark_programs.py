@@ -57,12 +57,12 @@ class Program:
 
     Its results are there until it is called again.
     """
-    given = jax.block_until_ready(self.prepare(arguments))
+    taken = jax.block_until_ready(self.prepare(arguments))
     last = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self.results)
 
     def call():
       nonlocal last
-      last = self.compiled(last, given)
+      last = self.compiled(last, taken)
       return last
 
     return call
@@ -73,16 +73,14 @@ def pass_function(
 ) -> Callable[..., Any]:
   """Returns the function that a pass of `run` computes.
 
-  That of `forward` takes the arguments by name, that of `forward_backward` a
-  pair of them and the cotangents, see `with_cotangents`. For `backward` see
-  `backward_functions`.
+  It takes what `given` returns. For `backward` see `backward_functions`.
   """
 
   def forward(arguments):
     return run(**arguments)
 
-  def forward_backward(given):
-    arguments, cotangents = given
+  def forward_backward(both):
+    arguments, cotangents = both
     values, pullback = jax.vjp(lambda a: run(**a), arguments)
     return values, pullback(cotangents)
 
@@ -93,10 +91,15 @@ def _ones(shapes: Any) -> Any:
   return jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), shapes)
 
 
-def with_cotangents(
-  run: Callable[..., Any], arguments: Mapping[str, jax.Array]
-) -> tuple[Mapping[str, jax.Array], Any]:
-  """Returns (arguments, ones for every result of `run`)."""
+def given(
+  run: Callable[..., Any], pass_name: str, arguments: Mapping[str, jax.Array]
+) -> Any:
+  """Returns the arguments of a pass of `run`: those of `run`, by name.
+
+  For `forward_backward` it is a pair of them and of ones for every result.
+  """
+  if pass_name == 'forward':
+    return arguments
   values = jax.eval_shape(lambda a: run(**a), arguments)
   return arguments, _ones(values)
 
@@ -117,8 +120,8 @@ def backward_functions(
     leaves, structure = jax.tree.flatten(pullback)
     return leaves, _ones(values)
 
-  def backward(given):
-    leaves, cotangents = given
+  def backward(taken):
+    leaves, cotangents = taken
     return jax.tree.unflatten(structure, leaves)(cotangents)
 
   return residuals, backward
@@ -149,9 +152,9 @@ def too_large(needed: int, limit: int) -> str | None:
 
 
 def _program(function, arguments, prepare) -> Program:
-  def call(last, given):
+  def call(last, taken):
     del last
-    return function(given)
+    return function(taken)
 
   results = jax.eval_shape(function, arguments)
   overwriting = jax.jit(call, donate_argnums=0, keep_unused=True)
@@ -170,11 +173,9 @@ def compile_pass(
     residuals, backward = backward_functions(run)
     before = jax.jit(residuals).lower(arguments)
     return _program(backward, before.out_info, before.compile())
-  prepare = dict
-  if pass_name == 'forward_backward':
-    prepare = functools.partial(with_cotangents, run)
-  given = jax.eval_shape(prepare, arguments)
-  return _program(pass_function(run, pass_name), given, prepare)
+  prepare = functools.partial(given, run, pass_name)
+  shapes = jax.eval_shape(prepare, arguments)
+  return _program(pass_function(run, pass_name), shapes, prepare)
 
 
 def _compile(run, pass_name: str, arguments) -> Program | str:

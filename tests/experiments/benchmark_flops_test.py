@@ -56,7 +56,8 @@ def test_the_count_is_that_of_the_products_of_the_program(
   function = benchmark_programs.pass_function(run, pass_name)
   arguments = jax.eval_shape(case.arguments)
   arguments.pop('g', None)  # Scores with decays per channel take a tree.
-  program = jax.make_jaxpr(function)(arguments)
+  prepare = functools.partial(benchmark_programs.given, run, pass_name)
+  program = jax.make_jaxpr(function)(jax.eval_shape(prepare, arguments))
   assert benchmark_flops.flops(case, pass_name) == pytest.approx(
     _dot_flops(program.jaxpr), rel=tolerance
   )
