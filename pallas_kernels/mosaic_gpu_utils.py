@@ -141,13 +141,17 @@ def store_split(x: jax.Array, pair) -> tuple[jax.Array, jax.Array]:
 
 
 def split_products(x, y):
-  """Returns the operands of X Y for pairs X and Y, the small terms first."""
+  """Returns the operands of X Y for pairs X and Y.
+
+  The first product is one of a high part: that is found first, and what is to
+  be found of the low one then hides behind the product.
+  """
   return [(x[0], y[1]), (x[1], y[0]), (x[0], y[0])]
 
 
 def half_products(x, y):
   """Returns the operands of X Y for a pair X and a bfloat16 matrix Y."""
-  return [(x[1], y), (x[0], y)]
+  return [(x[0], y), (x[1], y)]
 
 
 def half_products_of(x, y):

@@ -1,40 +1,41 @@
 """The delta rule as Hopper kernels in Pallas Mosaic GPU, with its own VJP.
 
-Five kernels, with chunks of 64 tokens (`mosaic_gpu_layout` has the symbols):
+Kernels, with chunks of 64 tokens (`mosaic_gpu_layout` has the symbols):
 
-    forward   inverse         T of every chunk, in parallel
-              recurrence      o and the final state, chunk after chunk
-    backward  states          the states entering the chunks, and X
-              recurrence_bwd  their gradients, from the last chunk to the first,
-                              and dV
-              chunk_bwd       the other gradients, all chunks in parallel
+    forward   inverse            T of every chunk, in parallel
+              recurrence         o and the final state, chunk after chunk
+              recurrence_saving  if there will be a gradient: S, the states that
+                                 enter the chunks, and X as well
+    backward  recurrence_bwd     the gradients of the states, from the last
+                                 chunk to the first, and dV
+              chunk_bwd          the other gradients, all chunks in parallel
+              states             S and X, before these, if they were not kept
 
 The gradient is that of the solve (I + A) X = R: no derivative of the inverse.
-What the forward pass keeps are its inputs and, if the `Config` says so, T, S
-and X.
+What the forward pass keeps are its inputs and, unless the `Config` says
+otherwise, T, S and X.
 
 Cost per token and value head at K = V = 128, without decay, in bytes of device
 memory and in products of two 64 x 64 matrices per chunk, each of which is
 2 * 64^2 = 8192 operations a token:
 
-    kernel            reads                writes             bytes    products
-    inverse           k 256                T 192                448        11
-    recurrence        q k v 768, T 192     o 256               1216        30.5
-    states            k v 512, T 192       S 512, X 512        1728        16.5
-    recurrence_bwd    q k do 768, T 192    dS 512, dV 512      1984        28.5
-    chunk_bwd         q k do 768,          dq dk 512           3328          56
-                      S dS 1024,
-                      X dV 1024
-    or, for both passes
-    recurrence_saving q k v 768, T 192     o S X 1280          2240        30.5
+    kernel             reads                writes             bytes   products
+    inverse            k 256                T 192                448       11
+    recurrence         q k v 768, T 192     o 256               1216       30.5
+    recurrence_saving  q k v 768, T 192     o S X 1280          2240       30.5
+    recurrence_bwd     q k do 768, T 192    dS 512, dV 512      1984       28.5
+    chunk_bwd          q k do 768,          dq dk 512           3328       56
+                       S dS 1024,
+                       X dV 1024
+    states             k v 512, T 192       S 512, X 512        1728       16.5
 
-so 1,664 bytes and 0.34 million operations forward, 7,040 bytes and 0.83 million
-backward with T kept. If the `Config` has S and X kept, too, recurrence_saving
-does the work of recurrence and states: 2,688 bytes forward and 5,312 backward,
-for 1,024 bytes of memory. Beside it beta, 4 bytes for the first and 8 for what
-the last finds of its gradient. Decays add 12 bytes to what each of the first
-reads, 16 to the next three and 40 to what chunk_bwd reads and writes; norms add
-4 to inverse and states, 8 to the recurrences and 24 to chunk_bwd.
+so 1,664 bytes and 0.34 million operations forward, 2,688 bytes if there will be
+a gradient, and 5,312 bytes and 0.69 million backward. To keep S and X takes
+1,024 bytes of memory; without them it is 1,664 forward and 7,040 with 0.83
+million backward. Beside it beta, 4 bytes for the first and 8 for what the last
+finds of its gradient. Decays add 12 bytes to what each of the first reads, 16
+to the recurrences and states, and 40 to what chunk_bwd reads and writes; norms
+add 4 to inverse and states, 8 to the recurrences and 24 to chunk_bwd.
 
 The two blocks of threads that share a row in the recurrences read q, k and T
 twice, the second time from the cache. X, dV, T and the matrices within a chunk

@@ -32,14 +32,15 @@ class Config:
     inverse_groups: chunks that a block of threads inverts at a time.
     save_inverse: keep T for the backward pass (192 bytes per token and head)
       rather than take it anew.
-    save_states: keep the states and X for it, too (1,024 bytes at K = V = 128).
+    save_states: keep the states and X for it, too (1,024 bytes at K = V = 128),
+      rather than run the recurrence again.
     interpret: parameters of the interpreter, to run without a GPU.
   """
 
   stages: int = 2
   inverse_groups: int = 1
   save_inverse: bool = True
-  save_states: bool = False
+  save_states: bool = True
   interpret: object = None
 
   def __post_init__(self):

@@ -62,9 +62,9 @@ def test_totals_are_of_the_plain_rule_at_128():
     for name, value in (('gate', 'head'), ('normalize_qk', True))
   ]
   forward, backward = kernel_tables.totals([*rows, *others, STEP])
-  assert forward.startswith('forward, K = V = 128, no decay: 11 bytes')
-  assert 'head, 101 with the states kept; 1,026 are compulsory' in forward
-  assert 'no decay: 111,000 bytes per token and head, 110,000 with' in backward
+  assert forward.startswith('forward, K = V = 128, no decay: 101 bytes')
+  assert 'head, 11 with no states kept; 1,026 are compulsory' in forward
+  assert 'no decay: 110,000 bytes per token and head, 111,000 with' in backward
   assert backward.endswith('flash-linear-attention takes 12,038')
 
 

@@ -14,7 +14,15 @@ from pallas_kernels.delta_rule import mosaic_gpu
 from pallas_kernels.delta_rule import mosaic_gpu_config
 from tests import mosaic_gpu_interpreter
 
-KERNELS = ('inverse', 'recurrence', 'states', 'recurrence_bwd', 'chunk_bwd')
+KERNELS = {
+  'with_states': (
+    'inverse',
+    'recurrence_saving',
+    'recurrence_bwd',
+    'chunk_bwd',
+  ),
+  'without': ('inverse', 'recurrence', 'states', 'recurrence_bwd', 'chunk_bwd'),
+}
 
 
 def _arguments(T=64, H=1, HV=1, K=64, V=64, dtype='bfloat16'):  # noqa: N803
@@ -32,7 +40,7 @@ def _loss(arguments, config=None, **options):
   return jnp.sum(o.astype(jnp.float32)) + jnp.sum(state)
 
 
-def _interpreted(save_states=False, **options):
+def _interpreted(save_states=True, **options):
   interpret = mosaic_gpu_interpreter.parameters(**options)
   return mosaic_gpu_config.Config(interpret=interpret, save_states=save_states)
 
@@ -64,16 +72,19 @@ def test_says_why_it_cannot_run_here():
     delta_rule(**_arguments(), implementation='mosaic_gpu')
 
 
+@pytest.mark.parametrize('kept', KERNELS)
 @pytest.mark.parametrize('gated', [False, True])
 @pytest.mark.parametrize(('width', 'length'), [(64, 101), (128, 200)])
-def test_lowers_for_cuda(width, length, gated):
+def test_lowers_for_cuda(width, length, gated, kept):
   arguments = _arguments(T=length, HV=2, K=width, V=width)
   if gated:
     arguments['g'] = jnp.zeros(arguments['beta'].shape, jnp.float32)
-  traced = jax.jit(jax.grad(_loss)).trace(arguments)
-  text = traced.lower(lowering_platforms=('cuda',)).as_text()
-  for name in KERNELS:
-    assert f'delta_rule_{name}' in text
+  config = mosaic_gpu_config.Config(save_states=kept == 'with_states')
+  run = jax.jit(jax.value_and_grad(_loss), static_argnums=1)
+  lowered = run.trace(arguments, config).lower(lowering_platforms=('cuda',))
+  text = lowered.as_text()
+  called = re.findall(r'delta_rule_(\w+?)_mosaic_gpu', text)
+  assert set(called) == set(KERNELS[kept])
 
 
 # A row counts once for all devices; every device has the same shared memory.
@@ -168,14 +179,13 @@ def test_states_kept_give_the_same_bits():
   arguments = _arguments(T=130)
   found = [
     jax.jit(jax.grad(functools.partial(_loss, config=config)))(arguments)
-    for config in (_interpreted(), _interpreted(save_states=True))
+    for config in (_interpreted(), _interpreted(save_states=False))
   ]
   assert all(bool(jnp.array_equal(found[0][n], found[1][n])) for n in arguments)
 
 
 def test_states_are_kept_only_for_gradients():
-  config = mosaic_gpu_config.Config(save_states=True)
-  loss = functools.partial(_loss, config=config)
+  loss = functools.partial(_loss, config=mosaic_gpu_config.Config())
   saving = 'delta_rule_recurrence_saving'
   assert saving not in str(jax.make_jaxpr(loss)(_arguments()))
   text = str(jax.make_jaxpr(jax.grad(loss))(_arguments()))
