@@ -44,6 +44,7 @@ from deltanet_jax.layers import embedding
 from deltanet_jax.layers import linear
 from deltanet_jax.layers import norm
 from deltanet_jax.layers import recurrence
+from pallas_kernels import sequence_parallel
 
 Params = dict[str, Any]
 Cache = dict[str, Any]
@@ -75,8 +76,12 @@ def _stacked_blocks(config, rngs):
 
 
 _POLICIES = jax.checkpoint_policies
-# What the kernels of the delta rule find and need again; see `mosaic_gpu`.
-_FOUND = tuple(f'delta_rule_{x}' for x in ('chunk_inverse', 'norms', 'states'))
+# What the kernels of the delta rule find and need again, see `mosaic_gpu`, and
+# what the devices that share a row do.
+_FOUND = (
+  *(f'delta_rule_{x}' for x in ('chunk_inverse', 'norms', 'states')),
+  sequence_parallel.STATES,
+)
 _IS_OF_RECURRENCE = _POLICIES.save_only_these_names(recurrence.OUTPUT, *_FOUND)
 
 

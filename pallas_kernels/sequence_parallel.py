@@ -10,10 +10,8 @@ with M the product of the A_t, be they reflections, decays or both. A run of the
 op over the part, from the first state 0, leaves E; one with values of 0, from
 the first state I, leaves M: no formula of the op is needed. Columns of V know
 nothing of one another, so both are one run over V + K columns, or two where the
-implementation does not take as many. What a token reads is affine in S_in as
-well, o_t = R_t S_in + e_t, and the same run returns e and R [B, T, HV, K], so
-the op need not run again when S_in is known. The map of a part is composed with
-that of the parts before it,
+implementation does not take as many; what tokens read in it is not looked at.
+The map of a part is composed with that of the parts before it,
 
     (M_2, E_2) after (M_1, E_1)  =  (M_2 M_1, M_2 E_1 + E_2),
 
@@ -21,7 +19,16 @@ which is associative. So n devices find what all parts before theirs do
 together in ceil(log2 n) rounds (Hillis and Steele, 1986): in the round r,
 device d sends the composition of its last 2^r parts to device d + 2^r. The
 row's first state is part of the first device's E, so the composed E is the
-state that enters.
+state that enters. From it the op runs over the part, V columns alone.
+
+The gradient of the state goes from the last device to the first, by
+
+    dS_in = M^T dS_out + G,
+
+where G is what the part's own outputs give, the gradient of S_in by the op's
+VJP with dS_out = 0. M is known, so the same rounds the other way round find
+dS_out of every part, and the op's VJP with it all gradients: of M and E no
+gradient is taken.
 
 Segments: a reset inside a part leaves M = 0 by itself. A reset between two
 parts (the last id that is not padding in one differs from the first in the
@@ -30,14 +37,15 @@ other) drops the M of the later one; parts of padding have M = I and no ids.
 Exchanged per round, by one collective-permute: K (K + V) float32 numbers per
 row and value head, and two ids per row where there are segments; nothing grows
 with T. The final state is summed over the devices, once, with zeros on all but
-the last. The backward pass is the transpose of this: the same rounds the other
-way round, and the sum.
+the last.
 """
 
+from collections.abc import Callable
 import functools
 from typing import NamedTuple
 
 import jax
+from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 import numpy as np
 
@@ -45,12 +53,17 @@ from pallas_kernels import dispatch
 
 Axes = str | tuple[str, ...]
 
+# `checkpoint_name` of the states that enter parts, and of the M of these: with
+# them kept, nothing is exchanged, and no map found, a second time.
+STATES = 'sequence_parallel_states'
+
 
 class _Part(NamedTuple):
   """What a stretch of the row does to the state that enters it.
 
   The ids are 0 for padding alone, and None without segments. All zeros stand
-  for the time before the row: nothing reaches a state from there.
+  for the time before the row: nothing reaches a state from there. Gradients
+  enter a stretch at its end, so that M is transposed and the ids change places.
   """
 
   affine: jax.Array  # [B, HV, K, V + K]: [E, M]
@@ -73,9 +86,14 @@ def _devices(axes):
 
 
 def _shift(tree, distance, axes):
-  """Returns what the device `distance` before holds, zeros if there is none."""
+  """Returns what the device `distance` before holds, zeros if there is none.
+
+  A negative distance counts the devices behind.
+  """
   ordered, devices = _devices(axes)
-  pairs = list(zip(devices, devices[distance:], strict=False))
+  if distance < 0:
+    devices = devices[::-1]
+  pairs = list(zip(devices, devices[abs(distance) :], strict=False))
   return jax.lax.ppermute(tree, ordered, pairs)
 
 
@@ -108,11 +126,14 @@ def _compose(left: _Part, right: _Part) -> _Part:
   )
 
 
-def _before(part: _Part, axes: Axes) -> _Part:
-  """Returns the composition of the parts of all earlier devices."""
+def _before(part: _Part, axes: Axes, step: int = 1) -> _Part:
+  """Returns the composition of the parts of all earlier devices.
+
+  With the step -1 it is that of all later ones, from the last on.
+  """
   before, distance = None, 1
   while distance < jax.lax.axis_size(axes):
-    arrived = _shift(part, distance, axes)
+    arrived = _shift(part, step * distance, axes)
     before = arrived if before is None else _compose(arrived, before)
     part = _compose(arrived, part)
     distance *= 2
@@ -129,53 +150,115 @@ def _outer_ids(segment_ids):
   return first(segment_ids), first(segment_ids[:, ::-1])
 
 
-def _jointly(run, v, first_state, eye):
-  """Returns [e, R] and [E, M] from one run over V + K columns."""
-  value_dim, key_dim = v.shape[-1], eye.shape[-1]
-  columns = jnp.pad(v, [(0, 0)] * (v.ndim - 1) + [(0, key_dim)])
-  o, state = run(columns, jnp.concatenate([first_state, eye], axis=-1))
-  return jnp.split(o, [value_dim], axis=-1), state
+class _Recurrence(NamedTuple):
+  """An op over a row whose parts are on the devices of mesh axes."""
+
+  op: Callable[..., tuple[jax.Array, jax.Array]]  # of arrays by name
+  takes_value_dim: Callable[[int], bool]
+  axes: Axes
+
+  @property
+  def index(self):
+    """Which part the device has."""
+    return jax.lax.axis_index(self.axes)
+
+  @property
+  def is_last(self):
+    """Whether it is the last one."""
+    return self.index == jax.lax.axis_size(self.axes) - 1
 
 
-def _separately(run, v, first_state, eye):
-  """Returns [e, R] and [E, M] from a run over V columns and one over K."""
-  o, state = run(v, first_state)
-  nothing = jnp.zeros((*v.shape[:-1], eye.shape[-1]), v.dtype)
-  reads, transition = run(nothing, eye)
-  return (o, reads), jnp.concatenate([state, transition], axis=-1)
-
-
-def _run(op, takes_value_dim, arrays, axes):
-  if axes is None:
-    return op(**arrays)
-  index, v = jax.lax.axis_index(axes), arrays['v']
-  first_state = jnp.where(index == 0, arrays['initial_state'], 0)
+def _affine(recurrence: _Recurrence, arrays, first_state):
+  """Returns [E, M] of a part, with E from the given first state."""
+  v = arrays['v']
   *rows, key_dim, value_dim = first_state.shape  # [B, HV, K, V]
   eye = jnp.eye(key_dim, dtype=first_state.dtype)
   eye = jnp.broadcast_to(eye, (*rows, key_dim, key_dim))
 
-  def run(v, initial_state):
-    return op(**arrays | {'v': v, 'initial_state': initial_state})
+  def leaving(v, initial_state):
+    changed = {'v': v, 'initial_state': initial_state}
+    return recurrence.op(**arrays | changed)[1]
 
-  is_joint = takes_value_dim(value_dim + key_dim)
-  both = _jointly if is_joint else _separately
-  (o, reads), affine = both(run, v, first_state, eye)
-  ids = (None, None)
-  if arrays['segment_ids'] is not None:
-    ids = _outer_ids(arrays['segment_ids'])
-  part = _Part(affine, *ids)
-  before = _before(part, axes)
-  entering = _unless_reset(before, part, before.affine[..., :value_dim])
-  o += jnp.einsum(
-    'bthk,bhkv->bthv',
-    reads,
-    entering.astype(reads.dtype),
-    precision=jax.lax.Precision.HIGHEST,
-    preferred_element_type=jnp.float32,
-  ).astype(o.dtype)
-  leaving = _compose(before, part).affine[..., :value_dim]
-  is_last = index == jax.lax.axis_size(axes) - 1
-  return o, jax.lax.psum(jnp.where(is_last, leaving, 0), axes)
+  if recurrence.takes_value_dim(value_dim + key_dim):
+    columns = jnp.pad(v, [(0, 0)] * (v.ndim - 1) + [(0, key_dim)])
+    return leaving(columns, jnp.concatenate([first_state, eye], axis=-1))
+  nothing = jnp.zeros((*v.shape[:-1], key_dim), v.dtype)
+  states = leaving(v, first_state), leaving(nothing, eye)
+  return jnp.concatenate(states, axis=-1)
+
+
+def _enter(recurrence: _Recurrence, inputs, segment_ids):
+  """Returns the op of a part, its inputs with the state that enters, the part.
+
+  The op takes the inputs alone.
+  """
+  first_state = jnp.where(recurrence.index == 0, inputs['initial_state'], 0)
+  arrays = inputs | {'segment_ids': segment_ids}
+  ids = (None, None) if segment_ids is None else _outer_ids(segment_ids)
+  part = _Part(_affine(recurrence, arrays, first_state), *ids)
+  before = _before(part, recurrence.axes)
+  entering = before.affine[..., : first_state.shape[-1]]
+  first_state += _unless_reset(before, part, entering)
+  first_state = checkpoint_name(first_state, STATES)
+
+  def op(inputs):
+    return recurrence.op(**inputs, segment_ids=segment_ids)
+
+  return op, inputs | {'initial_state': first_state}, part
+
+
+def _leave(recurrence: _Recurrence, results):
+  """Returns the results with the state that leaves the row."""
+  o, state = results
+  last = jnp.where(recurrence.is_last, state, 0)
+  return o, jax.lax.psum(last, recurrence.axes)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _run(recurrence: _Recurrence, inputs, segment_ids):
+  op, inputs, _ = _enter(recurrence, inputs, segment_ids)
+  return _leave(recurrence, op(inputs))
+
+
+def _forward(recurrence: _Recurrence, inputs, segment_ids):
+  op, inputs, part = _enter(recurrence, inputs, segment_ids)
+  results, pullback = jax.vjp(op, inputs)
+  value_dim = results[1].shape[-1]
+  transition = checkpoint_name(part.affine[..., value_dim:], STATES)
+  back = _Part(
+    jnp.swapaxes(transition, -1, -2),
+    first_id=part.last_id,
+    last_id=part.first_id,
+  )
+  return _leave(recurrence, results), (pullback, back)
+
+
+def _backward(recurrence: _Recurrence, residuals, cotangents):
+  pullback, back = residuals
+  do, dstate = cotangents
+  # The transpose of the sum in `_leave`.
+  dstate = jax.lax.psum(dstate, recurrence.axes)
+  dstate = jnp.where(recurrence.is_last, dstate, 0)
+  own = pullback((do, dstate))[0]['initial_state']
+  back = back._replace(affine=jnp.concatenate([own, back.affine], axis=-1))
+  after = _before(back, recurrence.axes, step=-1)
+  entering = after.affine[..., : dstate.shape[-1]]
+  dstate += _unless_reset(after, back, entering)
+  (gradients,) = pullback((do, dstate))
+  first = gradients['initial_state']
+  first = jnp.where(recurrence.index == 0, first, 0)
+  return gradients | {'initial_state': first}, None
+
+
+_run.defvjp(_forward, _backward)
+
+
+def _of_part(op, takes_value_dim, arrays, axes):
+  if axes is None:
+    return op(**arrays)
+  inputs = {n: x for n, x in arrays.items() if n != 'segment_ids'}
+  recurrence = _Recurrence(op, takes_value_dim, axes)
+  return _run(recurrence, inputs, arrays['segment_ids'])
 
 
 def linear_recurrence(op: dispatch.Op, choice: dispatch.Choice, **settings):
@@ -196,7 +279,7 @@ def linear_recurrence(op: dispatch.Op, choice: dispatch.Choice, **settings):
     order; `axes` None: the row is whole.
   """
   return functools.partial(
-    _run,
+    _of_part,
     functools.partial(op, choice, **settings),
     functools.partial(op.takes_value_dim, choice),
   )

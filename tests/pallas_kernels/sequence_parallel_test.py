@@ -184,6 +184,29 @@ def test_16_bit_arguments():
     assert testing.error(np.float64(a), np.float64(e)) < most
 
 
+def test_second_derivatives():
+  """Of the sum of squares of a gradient, in reverse mode twice."""
+
+  def squares(arguments):
+    gradients = jax.grad(lambda a: _loss(a, IDS)[0])(arguments)
+    return sum(jnp.sum(jnp.square(g)) for g in gradients.values())
+
+  run = jax.jit(jax.grad(squares))
+  expected = run(_arguments('head'))
+  mesh = _mesh((4,), ('sequence',), AUTO)
+  with jax.set_mesh(mesh):
+    actual = run(_place(_arguments('head'), mesh))
+  for name, e in expected.items():
+    assert testing.error(np.float64(actual[name]), np.float64(e)) < 1e-5, name
+
+
+def test_forward_mode_is_refused():
+  mesh = _mesh((2,), ('sequence',), AUTO)
+  arguments = _arguments()
+  with jax.set_mesh(mesh), pytest.raises(TypeError, match='forward-mode'):
+    jax.jvp(lambda a: _loss(a)[0], (arguments,), (arguments,))
+
+
 _COLLECTIVE = re.compile(
   r'= (.*?) (all-gather|all-reduce|all-to-all|collective-permute|'
   r'reduce-scatter|collective-broadcast|send|recv)(-start)?\('
@@ -241,6 +264,21 @@ def test_only_states_are_exchanged(devices, rounds):
   assert len(summed) <= 3
 
 
+def test_with_the_states_kept_nothing_is_exchanged_again():
+  policy = jax.checkpoint_policies.save_only_these_names(
+    sequence_parallel.STATES
+  )
+
+  def gradients(arguments, ids):
+    loss = jax.checkpoint(lambda a: _loss(a, ids)[0], policy=policy)
+    return jax.value_and_grad(loss)(arguments)
+
+  with jax.set_mesh(_mesh((4,), ('sequence',), AUTO)):
+    found = _collectives(gradients, _arguments(), None)
+  kinds = [kind for kind, _ in found]
+  assert kinds.count('collective-permute') == 2 * 2  # Rounds of each pass.
+
+
 def _decayed_sum(q, k, v, g, *, initial_state, segment_ids):
   """S_t = exp(g_t) S_{t-1} + k_t v_t^T, o_t = S_t^T q_t, without segments."""
   assert segment_ids is None
@@ -255,51 +293,76 @@ def _decayed_sum(q, k, v, g, *, initial_state, segment_ids):
   return jnp.moveaxis(o, 0, 1), state
 
 
-@pytest.mark.parametrize('value_dims', [None, (4, 5)])
-def test_any_linear_recurrence(value_dims):
-  op = dispatch.Op(
-    'decayed_sum',
-    (
-      dispatch.Implementation(
-        name='scan', function=_decayed_sum, value_dims=value_dims
-      ),
-    ),
-  )
+def _decayed_sums():
+  """Returns arguments of `_decayed_sum`, [B, T, H, K] = [2, 10, 3, 4], V 5."""
   rng = np.random.default_rng(4)
-  shapes = {
-    'q': (2, 10, 3, 4),
-    'k': (2, 10, 3, 4),
-    'v': (2, 10, 3, 5),
-    'g': (2, 10, 3, 4),
-    'initial_state': (2, 3, 4, 5),
-  }
+  shapes = dict.fromkeys(('q', 'k', 'v', 'g'), (2, 10, 3, 4))
+  shapes |= {'v': (2, 10, 3, 5), 'initial_state': (2, 3, 4, 5)}
   arrays = {
     n: jnp.asarray(rng.standard_normal(s), jnp.float32)
     for n, s in shapes.items()
-  } | {'segment_ids': None}
-  arrays['g'] = -jnp.abs(arrays['g'])
+  }
+  return arrays | {'g': -jnp.abs(arrays['g']), 'segment_ids': None}
 
-  @jax.jit
-  def run(arrays):
-    axes = {
-      'q': 'B T H K',
-      'k': 'B T H K',
-      'v': 'B T H V',
-      'g': 'B T H K',
-      'initial_state': 'B H K V',
-      'segment_ids': 'B T',
-    }
-    return sharded_call.sharded_call(
-      sequence_parallel.linear_recurrence(op, None),
-      {name: (arrays[name], axes[name]) for name in axes},
-      ('B T H V', 'B H K V'),
+
+def _run_decayed_sum(arrays, function, value_dims=None):
+  """Returns the results of an implementation with the call's own sharding."""
+  scan = dispatch.Implementation(
+    name='scan', function=function, value_dims=value_dims
+  )
+  axes = dict.fromkeys(('q', 'k', 'g'), 'B T H K')
+  axes |= {'v': 'B T H V', 'initial_state': 'B H K V', 'segment_ids': 'B T'}
+  return sharded_call.sharded_call(
+    sequence_parallel.linear_recurrence(
+      dispatch.Op('decayed_sum', (scan,)), None
+    ),
+    {name: (arrays[name], axes[name]) for name in axes},
+    ('B T H V', 'B H K V'),
+  )
+
+
+@pytest.mark.parametrize('value_dims', [None, (4, 5)])
+def test_any_linear_recurrence(value_dims):
+  run = jax.jit(
+    functools.partial(
+      _run_decayed_sum, function=_decayed_sum, value_dims=value_dims
     )
-
-  expected = run(arrays)
+  )
+  expected = run(_decayed_sums())
   with jax.set_mesh(_mesh((5,), ('sequence',), AUTO)):
-    actual = run(arrays)
+    actual = run(_decayed_sums())
   for a, e in zip(actual, expected, strict=True):
     assert testing.error(np.float64(a), np.float64(e)) < 1e-6
+
+
+@pytest.mark.parametrize(
+  ('value_dims', 'widths'), [(None, {5, 9}), ((4, 5), {4, 5})]
+)
+def test_of_the_map_of_a_part_no_gradient_is_taken(value_dims, widths):
+  forward, backward = set(), set()
+
+  @jax.custom_vjp
+  def watch(v):
+    forward.add(v.shape[-1])
+    return v
+
+  def note(_, dv):
+    backward.add(dv.shape[-1])
+    return (dv,)
+
+  watch.defvjp(lambda v: (watch(v), None), note)
+
+  def watched(q, k, v, g, **options):
+    return _decayed_sum(q, k, watch(v), g, **options)
+
+  def loss(v):
+    arrays = _decayed_sums() | {'v': v}
+    o, state = _run_decayed_sum(arrays, watched, value_dims)
+    return jnp.sum(o) + jnp.sum(state)
+
+  with jax.set_mesh(_mesh((2,), ('sequence',), AUTO)):
+    jax.grad(loss)(_decayed_sums()['v'])
+  assert (forward, backward) == (widths, {5})
 
 
 @pytest.mark.parametrize('size', [1, 3, 4, 5, 12, 15])
