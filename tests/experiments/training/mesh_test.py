@@ -37,7 +37,7 @@ FAMILY = ('delta_net', 'gated_delta_net', 'kimi_delta', 'delta_product')
 pytestmark = pytest.mark.usefixtures('standard_promotion')
 
 
-def config(mixer, accumulation=1, **mesh):
+def config(mixer, accumulation=1, remat='none', **mesh):
   return config_lib.TrainLMConfig(
     model=deltanet_jax.ModelConfig(
       vocab_size=64,
@@ -47,6 +47,7 @@ def config(mixer, accumulation=1, **mesh):
       mlp_width=64,
       mixers=(mixer,),
       dtype='float32',
+      remat=remat,
       sliding_window=attention.SlidingWindowConfig(window=3),
     ),
     data=config_lib.DataConfig(batch_size=8, sequence_length=TOKENS),
@@ -73,9 +74,9 @@ def _batch(run, mesh):
 
 
 @functools.cache
-def _trained(mixer, accumulation, mesh_items):
+def _trained(mixer, accumulation, remat, mesh_items):
   """Returns the losses of three steps, the state and the compiled text."""
-  run = config(mixer, accumulation, **dict(mesh_items))
+  run = config(mixer, accumulation, remat, **dict(mesh_items))
   mesh = mesh_lib.build(run)
   state, batch = train_step.build_init(run, mesh)(), _batch(run, mesh)
   # It runs three times.
@@ -91,8 +92,8 @@ def _trained(mixer, accumulation, mesh_items):
   return losses, state, step.as_text()
 
 
-def trained(mixer, accumulation=1, **mesh):
-  return _trained(mixer, accumulation, tuple(mesh.items()))
+def trained(mixer, accumulation=1, remat='none', **mesh):
+  return _trained(mixer, accumulation, remat, tuple(mesh.items()))
 
 
 def gathered_activations(text, params):
@@ -142,6 +143,13 @@ def test_losses_are_those_of_one_device(mesh):
   assert not gathered_activations(text, state['params'])
   if set(mesh) <= {'data', 'tensor', 'sequence'}:
     assert 'all-gather' not in text
+
+
+@pytest.mark.parametrize('remat', ['dots', 'full'])
+def test_remat_of_a_shared_row_changes_no_loss(remat):
+  expected, _, _ = trained('delta_net')
+  losses, _, _ = trained('delta_net', remat=remat, sequence=8)
+  np.testing.assert_allclose(losses, expected, rtol=1e-5)
 
 
 @pytest.mark.drill
