@@ -52,12 +52,13 @@ class ModelConfig:
     remat: what a block keeps for its backward pass, from most to least memory;
       the rest is recomputed. `none`: all that its gradient reads. `dots`: the
       results of its projections, of its recurrence (with what the GPU kernels
-      of the delta rule find and name: inverses of chunks, states, norms) and of
+      of the delta rule find and name: inverses of chunks, states, norms, and
+      the states at the ends of the parts of a row that devices share) and of
       cuDNN's attention. What it computes again is elementwise, which a GPU does
       faster than it stores and loads, and attention without cuDNN. `mixer`: the
-      output of the mixer and what those kernels name (`delta_rule_*`: their
-      inputs and what they find), so that neither they nor the MLP's input run
-      twice. `offload`: the results of the projections, in the memory of the
+      output of the mixer, the inputs of those kernels and what they find, so
+      that neither they nor the MLP's input run twice, and those states.
+      `offload`: the results of the projections, in the memory of the
       host. `full`: its input alone.
     scan_layers: the layers are turns of a loop, and a model of any depth is
       compiled as fast as one layer. False: they are written out, which compiles
