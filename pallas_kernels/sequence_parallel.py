@@ -34,10 +34,10 @@ Segments: a reset inside a part leaves M = 0 by itself. A reset between two
 parts (the last id that is not padding in one differs from the first in the
 other) drops the M of the later one; parts of padding have M = I and no ids.
 
-Exchanged per round, by one collective-permute: K (K + V) float32 numbers per
-row and value head, and two ids per row where there are segments; nothing grows
-with T. The final state is summed over the devices, once, with zeros on all but
-the last.
+Exchanged per round and pass, by one collective-permute: K (K + V) float32
+numbers per row and value head, and two ids per row where there are segments;
+nothing grows with T. The final state is summed over the devices, once, with
+zeros on all but the last, and so are its gradient and the first state's.
 """
 
 from collections.abc import Callable
