@@ -2,7 +2,10 @@
 
 Beside what `kernel_resources` reads there are the costs of each kernel, per
 token and value head: bytes of the arrays that it reads and writes, each counted
-once, and the operations of its products (HGMMA).
+once, and the operations of its products (HGMMA). Where the state has more than
+64 columns, a recurrence is compiled twice: a block of threads takes 64 of them,
+or all `columns`; then its products, some of which are in a loop, are not
+counted.
 
 `kernel_rows` and `train_step_row` start child processes; what runs in these,
 `compile_delta_rule` and `compile_train_step`, is called by nobody else.
@@ -44,6 +47,8 @@ TRAIN_LENGTH = 2048
 MOST_TEMP_BYTES = 68_000_000_000
 
 _CHUNK = 64
+_WIDTH = 64  # Columns that every block of threads of a recurrence takes.
+_PARALLEL = ('delta_rule_inverse', 'delta_rule_chunk_bwd')  # No recurrences.
 _B, _T, _H = 2, 4096, 16
 _CALL = 'stablehlo.custom_call'
 _MOSAIC = 'mosaic_gpu'
@@ -96,7 +101,7 @@ def _arguments(head_dim: int, gate: str) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def _passes(
-  head_dim: int, gate: str, normalize_qk: bool
+  head_dim: int, gate: str, normalize_qk: bool, columns: int
 ) -> dict[str, tuple[Any, Any]]:
   """Returns the jitted function and its arguments, by pass.
 
@@ -104,6 +109,8 @@ def _passes(
   `saving` is the forward pass that keeps the states for it, too, as it is by
   default; `backward` is one that finds them again, and has all its kernels.
   """
+  blocks = _B * _H * head_dim // _WIDTH
+  processors = blocks if columns == _WIDTH else 1
 
   def forward(arguments, *, save_states):
     config = mosaic_gpu_config.config_for(head_dim, head_dim)
@@ -111,7 +118,9 @@ def _passes(
       mosaic_gpu.delta_rule,
       scale=head_dim**-0.5,
       normalize_qk=normalize_qk,
-      config=dataclasses.replace(config, save_states=save_states),
+      config=dataclasses.replace(
+        config, save_states=save_states, processors=processors
+      ),
     )
     return jax.vjp(lambda a: run(**a), arguments)
 
@@ -135,13 +144,13 @@ def _blocks_per_chunk(kernel: str, head_dim: int) -> float:
   return head_dim // 64
 
 
-def _compile_case(
-  target: str, head_dim: int, gate: str, normalize_qk: bool
+def _compile_passes(
+  target: str, head_dim: int, gate: str, normalize_qk: bool, columns: int
 ) -> Iterator[Row]:
   """Yields resources and costs of the kernels of all passes, each once."""
   tokens = _B * _T * _H
   seen = set()
-  passes = _passes(head_dim, gate, normalize_qk)
+  passes = _passes(head_dim, gate, normalize_qk, columns)
   for name, (function, arguments) in passes.items():
     with tempfile.TemporaryDirectory() as scratch:
       dump = pathlib.Path(scratch)
@@ -159,8 +168,19 @@ def _compile_case(
           'head_dim': head_dim,
           'gate': gate,
           'normalize_qk': normalize_qk,
+          'columns': columns,
         }
         yield case | {'pass': name} | row
+
+
+def _compile_case(target: str, head_dim: int, *case) -> Iterator[Row]:
+  """Yields the rows of a case, those of recurrences for all `columns`."""
+  yield from _compile_passes(target, head_dim, *case, _WIDTH)
+  if head_dim == _WIDTH:
+    return
+  for row in _compile_passes(target, head_dim, *case, head_dim):
+    if row['kernel'] not in _PARALLEL:
+      yield row | {'flops_per_token': None}
 
 
 def compile_delta_rule(

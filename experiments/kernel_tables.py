@@ -34,6 +34,7 @@ _COLUMNS = (
   ('head_dim', '>8'),
   ('gate', '>6'),
   ('normalize_qk', '>14'),
+  ('columns', '>9'),
   ('pass', '>10'),
   ('kernel', '>27'),
   ('registers', '>11'),
@@ -48,6 +49,8 @@ _COLUMNS = (
 
 
 def _cell(value: Any) -> str:
+  if value is None:
+    return '-'
   if isinstance(value, list | tuple):
     return str(len(value))
   return f'{value:,.0f}' if isinstance(value, float) else str(value)
@@ -100,7 +103,14 @@ def broken(rows: Iterable[Row]) -> Iterator[str]:
   for row in rows:
     where = [
       str(row[name])
-      for name in ('kernel', 'head_dim', 'gate', 'normalize_qk', 'preset')
+      for name in (
+        'kernel',
+        'head_dim',
+        'gate',
+        'normalize_qk',
+        'columns',
+        'preset',
+      )
       if name in row
     ]
     for gate in row['broken']:

@@ -37,14 +37,16 @@ finds of its gradient. Decays add 12 bytes to what each of the first reads, 16
 to the recurrences and states, and 40 to what chunk_bwd reads and writes; norms
 add 4 to inverse and states, 8 to the recurrences and 24 to chunk_bwd.
 
-The two blocks of threads that share a row in the recurrences read q, k and T
-twice, the second time from the cache. X, dV, T and the matrices within a chunk
-are pairs of bfloat16 (`mosaic_gpu_utils`), which is a third to a half of the
-products: for nearly parallel keys single ones leave errors of some per cent. To
-store X and dV costs 1,280 bytes more than to solve for them again in chunk_bwd,
-and saves it two fifths of its products and two thirds of its shared memory, so
-that copies of one block of threads hide behind the products of another. S, X, M
-and the low part of dV stay transposed, as they were found.
+In the recurrences two blocks of threads share a row, and read q, k and T twice,
+the second time from the cache; if there are more of them than the GPU has
+processors, one takes the whole row, with 2 products less (Q K^T). X, dV, T and
+the matrices within a chunk are pairs of bfloat16 (`mosaic_gpu_utils`), which is
+a third to a half of the products: for nearly parallel keys single ones leave
+errors of some per cent. To store X and dV costs 1,280 bytes more than to solve
+for them again in chunk_bwd, and saves it two fifths of its products and two
+thirds of its shared memory, so that copies of one block of threads hide behind
+the products of another. S, X, M and the low part of dV stay transposed, as they
+were found.
 
 q and k are normalised within the kernels, by factors of tokens alone (see
 `mosaic_gpu_layout`); XLA adds to dq and dk what lies along q and k.

@@ -34,6 +34,8 @@ class Config:
       rather than take it anew.
     save_states: keep the states and X for it, too (1,024 bytes at K = V = 128),
       rather than run the recurrence again.
+    processors: of the device. If blocks of threads for 64 columns of a state
+      were more, one takes all columns, see `mosaic_gpu_scan`.
     interpret: parameters of the interpreter, to run without a GPU.
   """
 
@@ -41,10 +43,11 @@ class Config:
   inverse_groups: int = 1
   save_inverse: bool = True
   save_states: bool = True
+  processors: int = 132
   interpret: object = None
 
   def __post_init__(self):
-    for name in TUNED:
+    for name in (*TUNED, 'processors'):
       if getattr(self, name) < 1:
         raise ValueError(
           f'{name} must be at least 1, got {getattr(self, name)}'

@@ -11,9 +11,9 @@ scores are taken as pairs of bfloat16: for nearly parallel keys the sums over X
 cancel. If q and k are to be normalised, V stands for |k| V, and O is divided by
 |q|, see `mosaic_gpu_layout`.
 
-Of the warpgroups of `mosaic_gpu_scan` one finds X and S, and leaves both; the
-other makes the outputs, or stores S and X, transposed as they are, for the
-kernel of the gradients, or does both.
+Of the warpgroups of `mosaic_gpu_scan` those for states find X and S, and leave
+both; the one for results makes the outputs, or stores S and X, transposed as
+they are, for the kernel of the gradients, or does both.
 """
 
 from typing import NamedTuple
@@ -119,7 +119,7 @@ def _start_to_keep(block, name, number):
     'state': block.refs['states'].at[index, block.columns],
     'x': block.refs['x'].at[index, block.part],
   }[name]
-  plgpu.copy_smem_to_gmem(block.work[name], target)
+  plgpu.copy_smem_to_gmem(block.left(name), target)
 
 
 def _free_kept(block, name):
@@ -131,47 +131,57 @@ def _free_kept(block, name):
 
 def _store_outputs(block, number):
   """Stores the outputs of a chunk."""
-  work, use = block.work, block.use(number)
   block.wait_chunk(number)
+  use = block.use(number)
   scores = _scores(use, block.sizes)
   scale = block.sizes.scale
   if block.sizes.normalized:
     norms = _store_query_norms(block, number)
     scale = utils.over_rows(scale / norms, _W)
+  block.each(lambda part: _store_columns(part, number, scores, scale))
+  block.free_chunk(number)
+
+
+def _store_columns(block, number, scores, scale):
+  """Stores the outputs of a chunk in the columns of a block."""
+  use = block.use(number)
   block.wait('state')
   _start_to_keep(block, 'state', number)
-  o = utils.matmul([(use['q'], utils.transposed(work['state']))])
+  o = utils.matmul([(use['q'], utils.transposed(block.left('state')))])
   _free_kept(block, 'state')
   if block.sizes.gated:
     entry = utils.load_rows(use['rows'].at[layout.ENTRY])
     o = o * utils.over_rows(entry, _W)
   block.wait('x')
   _start_to_keep(block, 'x', number)
-  x = utils.transposed_pair(layout.pair(work['x']))
+  x = utils.transposed_pair(layout.pair(block.left('x')))
   (o,) = utils.accumulate((o, utils.split_products(scores, x)))
   _free_kept(block, 'x')
   plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-  work['o'][...] = (o * scale).astype(jnp.bfloat16)
+  block.left('o')[...] = (o * scale).astype(jnp.bfloat16)
   plgpu.commit_smem()
-  block.free_chunk(number)
   target = block.refs['o'].at[
     block.at.batch, block.tokens(number), block.values
   ]
-  plgpu.copy_smem_to_gmem(work['o'], target)
+  plgpu.copy_smem_to_gmem(block.left('o'), target)
 
 
 def _store_states(block, number):
-  """Stores the state that enters a chunk, and X."""
+  """Stores the states that enter a chunk, and X."""
   block.wait_chunk(number)
   block.free_chunk(number)
-  block.wait('state')
-  _start_to_keep(block, 'state', number)
-  block.wait('x')
-  _start_to_keep(block, 'x', number)
-  plgpu.wait_smem_to_gmem(1, wait_read_only=True)
-  block.free('state')
-  plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-  block.free('x')
+
+  def store(block):
+    block.wait('state')
+    _start_to_keep(block, 'state', number)
+    block.wait('x')
+    _start_to_keep(block, 'x', number)
+    plgpu.wait_smem_to_gmem(1, wait_read_only=True)
+    block.free('state')
+    plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+    block.free('x')
+
+  block.each(store)
 
 
 def _inputs(sizes, rows, key_norms, **inputs):

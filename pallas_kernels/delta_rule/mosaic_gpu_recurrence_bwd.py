@@ -14,9 +14,9 @@ these, all chunks in parallel, see `mosaic_gpu_chunk_bwd`. If q and k are to be
 normalised, dO is divided by |q|, and what is stored is |k| dV, the gradient of
 the values.
 
-Of the warpgroups of `mosaic_gpu_scan` one finds dV and M, and leaves both. The
-other leaves for it what needs no state, -B and -scale entry dO, and stores what
-was found.
+Of the warpgroups of `mosaic_gpu_scan` those for states find dV and M, and leave
+both. The one for results leaves for them what needs no state, -B and -scale
+entry dO, and stores what was found.
 """
 
 import jax
@@ -43,11 +43,37 @@ def _minus_dx(block, number, minus):
     exit_ = utils.load_columns(use['rows'].at[layout.EXIT])
     found = found * utils.over_columns(exit_, _W)
   block.wait('scores')
-  scores = layout.pair(block.work['scores'])
+  scores = layout.pair(block.left('scores'))
   within = utils.half_products_of(utils.transposed(use['do']), scores)
   (found,) = utils.accumulate((found, within))
   block.free('scores')
   return found
+
+
+def _leave_dv(block, number, dv):
+  """Returns the pair to write to M, and what to do while it is written.
+
+  That leaves dV, and commits, which orders loads before the next copy, too.
+  """
+  sizes, use = block.sizes, block.use(number)
+  left = dv
+  if sizes.normalized:
+    norms = utils.load_columns(use['key_norms'])
+    left = dv * utils.over_columns(norms, _W)
+  parts = written = utils.split(left)
+
+  def leave():
+    block.leave('dv', jnp.concatenate(parts, axis=0))
+
+  if sizes.normalized and block.groups > 1:
+    leave()  # There are no registers for one pair more.
+    leave = plgpu.commit_smem
+  if sizes.gated:
+    entry = utils.load_columns(use['rows'].at[layout.ENTRY])
+    written = utils.split(dv * utils.over_columns(entry, _W))
+  elif sizes.normalized:
+    written = utils.split(dv)
+  return written, leave
 
 
 def _advance(block, number, minus):
@@ -55,22 +81,13 @@ def _advance(block, number, minus):
   dx = utils.split(_minus_dx(block, number, minus))
   use = block.use(number)
   dv = utils.negative(layout.times_inverse(dx, use['inverse']))
-  parts = written = utils.split(dv)
-  if block.sizes.normalized:
-    norms = utils.load_columns(use['key_norms'])
-    parts = utils.split(dv * utils.over_columns(norms, _W))
+  written, meanwhile = _leave_dv(block, number, dv)
   if block.sizes.gated:
-    entry = utils.load_columns(use['rows'].at[layout.ENTRY])
-    written = utils.split(dv * utils.over_columns(entry, _W))
     minus = minus * use['rows'][layout.ENTRY, _C - 1]
-
-  def leave():  # Commits, too, what orders the loads before the next copy.
-    block.leave('dv', jnp.concatenate(parts, axis=0))
-
   block.wait('reads')
   products = utils.half_products(written, use['k'])
-  products.append((utils.transposed(block.work['reads']), use['q']))
-  (minus,) = utils.accumulate((minus, products), meanwhile=leave)
+  products.append((utils.transposed(block.left('reads')), use['q']))
+  (minus,) = utils.accumulate((minus, products), meanwhile=meanwhile)
   block.free('reads')
   block.free_chunk(number)
   return minus
@@ -95,35 +112,36 @@ def _leave_scores(block, number):
 
 
 def _leave_reads(block, number):
-  """Leaves -scale entry dO of a chunk, and frees that."""
+  """Leaves -scale entry dO of a chunk."""
   use = block.use(number)
   reads = utils.load_tile(use['do']) * _minus_scale(block, number)
   if block.sizes.gated:
     entry = utils.load_rows(use['rows'].at[layout.ENTRY])
     reads = reads * utils.over_rows(entry, _W)
   block.leave('reads', reads.astype(jnp.bfloat16))
-  block.free_chunk(number)
 
 
 def _store_minus(block, number):
   """Starts to store M of a chunk."""
   block.wait('minus')
   target = block.refs['minus'].at[block.index(number), block.columns]
-  plgpu.copy_smem_to_gmem(block.work['minus'], target)
+  plgpu.copy_smem_to_gmem(block.left('minus'), target)
 
 
 def _store_dv(block, number):
   """Starts to store dV of a chunk; M has been stored."""
-  refs, work = block.refs, block.work
+  refs = block.refs
   _end_store(block, 'minus')
   block.wait('dv')
-  high, low = layout.pair(work['dv'])
+  high, low = layout.pair(block.left('dv'))
   target = refs['dv_low'].at[block.index(number), block.columns]
   plgpu.copy_smem_to_gmem(low, target)
-  work['turned'][...] = utils.load_transposed(high)
+  turned = utils.load_transposed(high)
+  plgpu.commit_smem()  # All have loaded what is now stored to.
+  high[...] = turned
   plgpu.commit_smem()
   target = refs['dv'].at[block.at.batch, block.tokens(number), block.values]
-  plgpu.copy_smem_to_gmem(work['turned'], target)
+  plgpu.copy_smem_to_gmem(high, target)
 
 
 def _end_store(block, name):
@@ -139,11 +157,16 @@ def _finish(block, number):
   following = number + 1
   if_there = pl.when(number >= 0)
   if_followed = pl.when(following < block.sizes.chunks)
-  if_there(lambda: _store_minus(block, number))
+
+  def finish(part):
+    if_there(lambda: _store_dv(part, number))
+    if_followed(lambda: _leave_reads(part, following))
+    if_there(lambda: _end_store(part, 'dv'))
+
+  if_there(lambda: block.each(lambda part: _store_minus(part, number)))
   if_followed(lambda: _leave_scores(block, following))
-  if_there(lambda: _store_dv(block, number))
-  if_followed(lambda: _leave_reads(block, following))
-  if_there(lambda: _end_store(block, 'dv'))
+  block.each(finish)
+  if_followed(lambda: block.free_chunk(following))
 
 
 def state_gradients(
@@ -185,7 +208,7 @@ def state_gradients(
       first=jnp.swapaxes(minus, 1, 2),
       states_leave={'minus': (_W, sizes.K), 'dv': (2 * _W, _C)},
       results_leave={'scores': (2 * _C, _C), 'reads': (_C, _W)},
-      work={'turned': (_C, _W)},
+      common=('scores',),
       reverse=True,
       first_number=-1,
     ),

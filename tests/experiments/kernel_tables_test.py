@@ -5,6 +5,7 @@ KERNEL = {
   'head_dim': 128,
   'gate': 'none',
   'normalize_qk': False,
+  'columns': 64,
   'pass': 'forward',
   'kernel': 'wide',
   'registers': 168,
@@ -32,8 +33,13 @@ def test_a_kernel_fills_every_column():
   line = kernel_tables.format_row(KERNEL)
   assert len(line) == len(kernel_tables.header())
   assert line.split() == (
-    '128 none False forward wide 168 0 0 181248 40 1 1,316 262,144'.split()
+    '128 none False 64 forward wide 168 0 0 181248 40 1 1,316 262,144'.split()
   )
+
+
+def test_what_is_not_counted_is_a_dash():
+  line = kernel_tables.format_row(KERNEL | {'flops_per_token': None})
+  assert line.split()[-2:] == ['1,316', '-']
 
 
 def test_a_step_is_a_sentence():
@@ -74,5 +80,5 @@ def test_there_are_no_totals_of_some_kernels():
 
 def test_broken_gates_say_where():
   assert list(kernel_tables.broken([KERNEL, STEP])) == [
-    'BROKEN: wide, 128, none, False: warnings must be none, got [one]'
+    'BROKEN: wide, 128, none, False, 64: warnings must be none, got [one]'
   ]

@@ -21,7 +21,7 @@ def table(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
   ('field', 'value'),
-  [('stages', 0), ('inverse_groups', 0)],
+  [('stages', 0), ('inverse_groups', 0), ('processors', 0)],
 )
 def test_config_is_checked(field, value):
   with pytest.raises(ValueError, match=f'{field} must be'):

@@ -92,6 +92,23 @@ def test_no_races_at_width_128(gate, normalize_qk):
   assert not mosaic_gpu_interpreter.races_found()
 
 
+@pytest.mark.parametrize(
+  ('gate', 'normalize_qk', 'save_states'),
+  [(None, False, False), ('head_mixed', True, True)],
+)
+def test_no_races_of_blocks_for_whole_rows(gate, normalize_qk, save_states):
+  _check(
+    _spec(T=200, K=128, V=128),
+    'cos_0.9_beta_2',
+    gate=gate,
+    normalize_qk=normalize_qk,
+    races=True,
+    save_states=save_states,
+    processors=1,
+  )
+  assert not mosaic_gpu_interpreter.races_found()
+
+
 @pytest.mark.parametrize('kind', ['cos_0.9_beta_2', 'cos_1_beta_2'])
 def test_normalized_keys_of_width_64(kind):
   _check(_spec(T=130), kind, normalize_qk=True)

@@ -12,6 +12,8 @@ from pallas_kernels import normalization
 from pallas_kernels.delta_rule import arg_specs
 from pallas_kernels.delta_rule import mosaic_gpu
 from pallas_kernels.delta_rule import mosaic_gpu_config
+from pallas_kernels.delta_rule import mosaic_gpu_layout as layout
+from pallas_kernels.delta_rule import mosaic_gpu_scan as scan
 from tests import mosaic_gpu_interpreter
 
 KERNELS = {
@@ -40,9 +42,9 @@ def _loss(arguments, config=None, **options):
   return jnp.sum(o.astype(jnp.float32)) + jnp.sum(state)
 
 
-def _interpreted(save_states=True, **options):
-  interpret = mosaic_gpu_interpreter.parameters(**options)
-  return mosaic_gpu_config.Config(interpret=interpret, save_states=save_states)
+def _interpreted(detect_races=False, **options):
+  interpret = mosaic_gpu_interpreter.parameters(detect_races=detect_races)
+  return mosaic_gpu_config.Config(interpret=interpret, **options)
 
 
 @pytest.mark.parametrize(
@@ -182,6 +184,38 @@ def test_states_kept_give_the_same_bits():
     for config in (_interpreted(), _interpreted(save_states=False))
   ]
   assert all(bool(jnp.array_equal(found[0][n], found[1][n])) for n in arguments)
+
+
+@pytest.mark.parametrize('normalize_qk', [False, True])
+@pytest.mark.parametrize('gated', [False, True])
+def test_blocks_for_whole_rows_give_the_same_bits(gated, normalize_qk):
+  arguments = _arguments(T=130, V=128)
+  if gated:
+    arguments['g'] = -arguments['beta'].astype(jnp.float32)
+  found = [
+    jax.jit(
+      jax.grad(
+        functools.partial(
+          _loss,
+          config=_interpreted(processors=processors),
+          normalize_qk=normalize_qk,
+        )
+      )
+    )(arguments)
+    for processors in (2, 1)
+  ]
+  assert all(bool(jnp.array_equal(found[0][n], found[1][n])) for n in arguments)
+
+
+@pytest.mark.parametrize(
+  ('rows', 'width', 'groups'), [(66, 128, 1), (67, 128, 2), (133, 64, 1)]
+)
+def test_whole_rows_if_blocks_are_more_than_processors(rows, width, groups):
+  sizes = layout.Sizes(
+    B=1, T=64, H=rows, HV=rows, K=64, V=width, gated=False, scale=1.0
+  )
+  config = mosaic_gpu_config.Config(processors=132)
+  assert scan.state_groups(sizes, config) == groups
 
 
 def test_states_are_kept_only_for_gradients():
