@@ -21,7 +21,9 @@ def define_flags() -> None:
   flags.DEFINE_enum('suite', 'cpu', benchmark_cases.SUITES, 'Cases to time.')
   flags.DEFINE_list('only', [], 'Names of its sizes; empty: all.')
   flags.DEFINE_bool('tune', False, 'Measure block sizes; write their table.')
-  flags.DEFINE_string('output', None, 'JSONL; written after every row.')
+  flags.DEFINE_string(
+    'output', None, 'JSONL, written after every row; with --only others stay.'
+  )
   flags.DEFINE_integer('repeats', 15, 'Most timed calls of each.', 1)
   for name in ('tokens', 'model_width'):
     default = getattr(benchmark_cases, f'PAPER_{name.upper()}')
@@ -45,7 +47,10 @@ def main(argv: Sequence[str]) -> None:
     print(*benchmark_tables.format_row(row), sep='\n', flush=True)
     rows.append(row)
     # After every row: what was measured outlives a time limit.
-    result_rows.write(args.output, rows)
+    if args.only:
+      result_rows.update(args.output, rows, benchmarking.ABOUT)
+    else:
+      result_rows.write(args.output, rows)
   if suite.name == 'length':
     print(*benchmark_tables.growth_lines(rows), sep='\n')
 

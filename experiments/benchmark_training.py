@@ -17,7 +17,9 @@ def define_flags() -> None:
   """Defines the flags of this program."""
   suites = ('mixers', 'throughput')
   flags.DEFINE_enum('suite', 'mixers', suites, 'What is timed.')
-  flags.DEFINE_string('output', None, 'JSONL; replaced after every row.')
+  flags.DEFINE_string(
+    'output', None, 'JSONL, written after every row; others stay.'
+  )
   flags.DEFINE_list('mixers', list(mixer_benchmark.MIXERS), 'Of mixers.')
   sizes = mixer_benchmark.Sizes()
   for name in mixer_benchmark.SIZE_FLAGS:
@@ -48,7 +50,7 @@ def main(argv: Sequence[str]) -> None:
   for row in found:
     print(table.format_row(row), flush=True)
     rows.append(row)
-    result_rows.write(args.output, rows)
+    result_rows.update(args.output, rows, table.ABOUT)
 
 
 if __name__ == '__main__':

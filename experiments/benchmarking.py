@@ -23,6 +23,18 @@ from experiments import result_rows
 CHUNKWISE = 'xla'
 BASELINE = 'recurrent'
 HOPPER = 'mosaic_gpu'
+# Fields of a row that say what it is about, of times or of a check.
+ABOUT = (
+  'kind',
+  'suite',
+  'op',
+  'variant',
+  'shape',
+  'pass',
+  'implementation',
+  'cosine',
+  'with_segments',
+)
 
 Row = result_rows.Row
 

@@ -18,6 +18,8 @@ from experiments.training import train_step
 Row = dict[str, Any]
 
 KIND = 'mixer'
+# Fields of a row that say what it is about.
+ABOUT = ('kind', 'mixer', 'sizes')
 MIXERS = tuple(mixers.MIXERS)
 # Fields of `Sizes` that the program takes as flags.
 SIZE_FLAGS = ('model_width', 'num_layers', 'num_heads', 'batch', 'length')

@@ -3,7 +3,7 @@
 A row has a `kind`, by which `plot_results` draws it.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 import datetime
 import json
 import os
@@ -77,3 +77,36 @@ def write(path: str | os.PathLike | None, rows: Iterable[Row]) -> None:
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   atomic_file.replace(path, ''.join(json.dumps(row) + '\n' for row in rows))
+
+
+def update(
+  path: str | os.PathLike | None, rows: Iterable[Row], about: Sequence[str]
+) -> None:
+  """Writes rows over those of a file that are about the same; others stay.
+
+  Args:
+    path: of the file; None: does nothing.
+    rows: in the order in which those that are new are appended.
+    about: fields that say what a row is about; one that is missing is None.
+
+  Raises:
+    ValueError: the file has rows of another device, or cannot be read.
+    OSError: as for `write`.
+  """
+  if path is None:
+    return
+
+  def subject(row):
+    return json.dumps([row.get(name) for name in about], sort_keys=True)
+
+  new = {subject(row): row for row in rows}
+  old = {subject(row): row for row in read(path)}
+  devices, others = (
+    {row.get('device') for row in x.values()} for x in (new, old)
+  )
+  if new and others - devices:
+    raise ValueError(
+      f'{path} must have rows of {sorted(map(str, devices))} alone to get '
+      f'more, got {sorted(map(str, others))}; write to another file'
+    )
+  write(path, (old | new).values())

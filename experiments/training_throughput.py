@@ -34,6 +34,8 @@ from experiments.training import train_step
 Row = dict[str, Any]
 
 KIND = 'throughput'
+# Fields of a row that say what it is about.
+ABOUT = ('kind', 'model', 'size', 'dtype', 'length', 'batch', 'mesh')
 MODELS = ('delta_net', 'transformer', 'gla', 'mamba')
 LENGTHS = (2048, 4096, 8192, 16384)
 MESHES = ('data=1',)

@@ -27,6 +27,35 @@ def test_nothing_is_written_without_a_path(tmp_path, monkeypatch):
   assert not list(tmp_path.iterdir())
 
 
+def _measured(length, time, *, kind='a', device='cpu'):
+  shape = {'length': length}
+  return {'kind': kind, 'shape': shape, 'time': time, 'device': device}
+
+
+def test_rows_about_the_same_are_replaced_and_others_stay(tmp_path):
+  path = tmp_path / 'rows.jsonl'
+  first = [_measured(1, 1.0), _measured(2, 2.0), _measured(1, 3.0, kind='b')]
+  result_rows.update(path, first, ('kind', 'shape'))
+  assert result_rows.read(path) == first
+  again = [_measured(3, 4.0), _measured(2, 5.0)]
+  result_rows.update(path, again, ('kind', 'shape'))
+  assert result_rows.read(path) == [first[0], again[1], first[2], again[0]]
+
+
+def test_rows_of_two_devices_do_not_mix(tmp_path):
+  path = tmp_path / 'rows.jsonl'
+  result_rows.write(path, [_measured(1, 1.0)])
+  with pytest.raises(ValueError, match=r"\['gpu'\] alone .* got \['cpu'\]"):
+    result_rows.update(path, [_measured(1, 2.0, device='gpu')], ('kind',))
+  assert result_rows.read(path) == [_measured(1, 1.0)]
+
+
+def test_nothing_is_updated_without_a_path(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  result_rows.update(None, ROWS, ('kind',))
+  assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
   ('line', 'message'),
   [
