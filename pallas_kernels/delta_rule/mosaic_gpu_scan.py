@@ -37,7 +37,7 @@ NORMS = ('key_norms', 'query_norms')
 
 
 class Block(NamedTuple):
-  """What a block of threads works with, for one of its 64 columns at a time.
+  """What a block of threads works with, for 64 columns of a state.
 
   Attributes:
     refs: arrays in device memory by name.
@@ -217,8 +217,9 @@ def _results(block: Block, scan: Scan):
     return carry
 
   def end(block):
-    for name in scan.results_leave.keys() - scan.common:
-      block.wait_free(name)
+    for name in scan.results_leave:
+      if name not in scan.common:
+        block.wait_free(name)
 
   block.each(begin)
   lax.fori_loop(scan.first_number, block.sizes.chunks, take, None)
