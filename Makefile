@@ -45,7 +45,8 @@ train_long: setup  ## a larger one over byte pairs, an hour on two cores
 	  --workdir=runs/laptop_long $(ARGS)
 
 test: setup  ## run the tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(TESTS) $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
+	  $(TESTS) $(ARGS)
 
 drill: setup  ## run the minutes-long tests: kills and restarts
 	RECORD_DRILLS=1 $(BIN)/python -m pytest -m drill $(TESTS) $(ARGS)

@@ -62,7 +62,7 @@ class Module:
   def num_lines(self) -> int:
     return len(self.source.splitlines())
 
-  @property
+  @functools.cached_property
   def is_program(self) -> bool:
     return any(
       isinstance(node, ast.Call) and ast.unparse(node.func) == 'app.run'
