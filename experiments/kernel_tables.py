@@ -36,7 +36,7 @@ _COLUMNS = (
   ('normalize_qk', '>14'),
   ('columns', '>9'),
   ('pass', '>10'),
-  ('kernel', '>27'),
+  ('kernel', '>30'),
   ('registers', '>11'),
   ('spill_bytes', '>13'),
   ('local_accesses', '>16'),
