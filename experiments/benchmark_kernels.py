@@ -21,9 +21,7 @@ def define_flags() -> None:
   flags.DEFINE_enum('suite', 'cpu', benchmark_cases.SUITES, 'Cases to time.')
   flags.DEFINE_list('only', [], 'Names of its sizes; empty: all.')
   flags.DEFINE_bool('tune', False, 'Measure block sizes; write their table.')
-  flags.DEFINE_string(
-    'output', None, 'JSONL, written after every row; with --only others stay.'
-  )
+  flags.DEFINE_string('output', None, 'JSONL; with --only other rows stay.')
   flags.DEFINE_integer('repeats', 15, 'Most timed calls of each.', 1)
   for name in ('tokens', 'model_width'):
     default = getattr(benchmark_cases, f'PAPER_{name.upper()}')
@@ -41,6 +39,8 @@ def main(argv: Sequence[str]) -> None:
     return
   settings = {n: getattr(args, n) for n in ('tokens', 'model_width', 'only')}
   suite = benchmark_cases.suite(args.suite, **settings)
+  if args.only:
+    result_rows.require_device(args.output)
   print(benchmark_tables.header())
   rows = []
   for row in benchmarking.rows(suite, repeats=args.repeats):

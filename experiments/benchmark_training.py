@@ -36,6 +36,7 @@ def main(argv: Sequence[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f'no arguments are taken, got {argv[1:]}')
   args = flags.FLAGS
+  result_rows.require_device(args.output)
   if args.suite == 'throughput':
     table = training_throughput
     what = table.settings(args.size, args.tokens, args.meshes)

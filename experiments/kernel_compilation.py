@@ -141,7 +141,7 @@ def _blocks_per_chunk(kernel: str, head_dim: int) -> float:
   if kernel == 'delta_rule_inverse':
     config = mosaic_gpu_config.config_for(head_dim, head_dim)
     return 1 / config.inverse_groups
-  return head_dim // 64
+  return head_dim // _WIDTH
 
 
 def _compile_passes(

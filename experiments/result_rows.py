@@ -79,6 +79,22 @@ def write(path: str | os.PathLike | None, rows: Iterable[Row]) -> None:
   atomic_file.replace(path, ''.join(json.dumps(row) + '\n' for row in rows))
 
 
+def require_device(path: str | os.PathLike | None) -> None:
+  """Checks that a file may get rows of this machine; None: does nothing.
+
+  Raises:
+    ValueError: it has rows of another device, or cannot be read.
+  """
+  if path is None:
+    return
+  own, others = environment.devices(), {r.get('device') for r in read(path)}
+  if others - {own}:
+    raise ValueError(
+      f'{path} must have rows of {own} alone to get more, got '
+      f'{sorted(map(str, others))}; write to another file'
+    )
+
+
 def update(
   path: str | os.PathLike | None, rows: Iterable[Row], about: Sequence[str]
 ) -> None:
@@ -90,7 +106,7 @@ def update(
     about: fields that say what a row is about; one that is missing is None.
 
   Raises:
-    ValueError: the file has rows of another device, or cannot be read.
+    ValueError: the file cannot be read.
     OSError: as for `write`.
   """
   if path is None:
@@ -99,14 +115,5 @@ def update(
   def subject(row):
     return json.dumps([row.get(name) for name in about], sort_keys=True)
 
-  new = {subject(row): row for row in rows}
-  old = {subject(row): row for row in read(path)}
-  devices, others = (
-    {row.get('device') for row in x.values()} for x in (new, old)
-  )
-  if new and others - devices:
-    raise ValueError(
-      f'{path} must have rows of {sorted(map(str, devices))} alone to get '
-      f'more, got {sorted(map(str, others))}; write to another file'
-    )
+  old, new = ({subject(row): row for row in x} for x in (read(path), rows))
   write(path, (old | new).values())

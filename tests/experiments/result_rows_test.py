@@ -5,6 +5,7 @@ import json
 import jax
 import pytest
 
+from experiments import environment
 from experiments import result_rows
 
 ROWS = [{'kind': 'a', 'x': 1.5}, {'kind': 'b'}, {'kind': 'a', 'x': None}]
@@ -44,14 +45,18 @@ def test_rows_about_the_same_are_replaced_and_others_stay(tmp_path):
 
 def test_rows_of_two_devices_do_not_mix(tmp_path):
   path = tmp_path / 'rows.jsonl'
-  result_rows.write(path, [_measured(1, 1.0)])
-  with pytest.raises(ValueError, match=r"\['gpu'\] alone .* got \['cpu'\]"):
-    result_rows.update(path, [_measured(1, 2.0, device='gpu')], ('kind',))
-  assert result_rows.read(path) == [_measured(1, 1.0)]
+  result_rows.require_device(path)
+  own = environment.devices()
+  result_rows.write(path, [_measured(1, 1.0, device=own)])
+  result_rows.require_device(path)
+  result_rows.write(path, [_measured(1, 1.0, device='1 x other')])
+  with pytest.raises(ValueError, match=r"alone .* got \['1 x other'\]"):
+    result_rows.require_device(path)
 
 
 def test_nothing_is_updated_without_a_path(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
+  result_rows.require_device(None)
   result_rows.update(None, ROWS, ('kind',))
   assert not list(tmp_path.iterdir())
 

@@ -99,13 +99,15 @@ def test_lowers_for_cuda(width, length, gated, kept):
     }
   ),
 )
-def test_every_row_of_the_table_fits_the_shared_memory(row):
+@pytest.mark.parametrize('processors', [132, 1])
+def test_every_row_of_the_table_fits_the_shared_memory(row, processors):
   key_dim, value_dim, *tuned = row
   named = zip(mosaic_gpu_config.TUNED, tuned, strict=True)
-  config = mosaic_gpu_config.Config(**dict(named))
+  config = mosaic_gpu_config.Config(processors=processors, **dict(named))
   arguments = _arguments(T=256, K=key_dim, V=value_dim)
   arguments['g'] = jnp.zeros(arguments['beta'].shape, jnp.float32)
-  traced = jax.jit(jax.grad(_loss), static_argnums=1).trace(arguments, config)
+  loss = functools.partial(_loss, config=config, normalize_qk=True)
+  traced = jax.jit(jax.grad(loss)).trace(arguments)
   assert traced.lower(lowering_platforms=('cuda',)).as_text()
 
 
