@@ -118,8 +118,7 @@ def _default_chunk(q, v, g) -> int:
     # More keys than dimensions depend on one another, sums over X cancel, and
     # in chunks that are longer yet they lose digits.
     # With a decay each pair of a chunk costs an exponential, per channel K.
-    is_small = max(key_dim, value_dim) <= 64
-    is_short = g is not None and (is_small or _has_channels(g))
+    is_short = max(key_dim, value_dim) <= 64 or _has_channels(g)
     return min(32 if is_short else 64, key_dim)
   return 32 if max(key_dim, value_dim) <= 64 else 64
 
@@ -127,7 +126,7 @@ def _default_chunk(q, v, g) -> int:
 def _chunks_per_group(q, v, g) -> int:
   # Small arrays are worth more company; large ones would leave the caches.
   if max(q.shape[-1], v.shape[-1]) <= 64 and not _has_channels(g):
-    return 2 * chunking.CHUNKS_PER_GROUP
+    return 4 * chunking.CHUNKS_PER_GROUP
   return chunking.CHUNKS_PER_GROUP
 
 

@@ -23,8 +23,8 @@ needs no derivative of the inverse. With dO and dS' given,
 and these go back to q, k and g through what made G, P, Q_in, K_in and K_out.
 In the inverse and where it is divided by, a strength of 0 is 2^-60: too little
 to be seen, and dV / b is the gradient of b E that it should be. Saved for the
-backward pass are the state that enters each chunk, X with such strengths, and
-the inverse.
+backward pass are the state that enters the group, from which X finds those that
+enter its chunks by one product each, X with such strengths, and the inverse.
 
 With n keys per token (`delta_product`), k, v and beta have n entries per token
 and g is zero but at the first of them; each query reads after the last.
@@ -74,7 +74,7 @@ class Inputs(NamedTuple):
 class Solved(NamedTuple):
   """What the backward pass reads of a group, beside the inputs."""
 
-  states: jax.Array  # [M, N, K, V], entering each chunk
+  state: jax.Array  # [1, N, K, V], entering the group
   x: jax.Array  # [M, N, C, V], of strengths that are not 0
   inverse: jax.Array  # [M, N, C, C], see `_packed`
 
@@ -196,6 +196,22 @@ def _unpacked_transpose(packed, dtype):
   return jnp.triu(packed).astype(dtype) + low.astype(dtype)
 
 
+def _next_state(state, made: _Prepared, k_out_t, written, m: int):
+  """Takes the state through chunk m, whose values `written` are."""
+  keep = None if made.keep is None else made.keep[m]
+  state = decay.scaled(state, keep) + k_out_t[m] @ written
+  return jax.lax.optimization_barrier(state)
+
+
+def _states(state, made: _Prepared, written):
+  """Returns the states that enter the chunks of a group, from the first."""
+  k_out_t = chunking.transpose(made.k_out)
+  states = [state]
+  for m in range(written.shape[0] - 1):
+    states.append(_next_state(states[-1], made, k_out_t, written[m], m))
+  return jnp.stack(states)
+
+
 def write(state, inputs: Inputs, cut, *, static: Static, dtype):
   """Takes the state through the chunks of a group; solves in `dtype`.
 
@@ -208,7 +224,7 @@ def write(state, inputs: Inputs, cut, *, static: Static, dtype):
   inverse = _invert(inputs, cut, decays, dtype)
   k_out_t = chunking.transpose(made.k_out)
   strength = _strength(inputs.beta).astype(dtype)
-  state = state[0]
+  entering, state = state, state[0]
   states, saved = [], []
   for m, v in enumerate(inputs.v):
     fresh = v - made.k_in[m] @ state
@@ -216,13 +232,11 @@ def write(state, inputs: Inputs, cut, *, static: Static, dtype):
     x = (strength[m] * error).astype(jnp.float32)
     states.append(state)
     saved.append(x)
-    keep = None if made.keep is None else made.keep[m]
     written = _written(x, inputs.beta[m])
-    state = decay.scaled(state, keep) + k_out_t[m] @ written
-    state = jax.lax.optimization_barrier(state)
+    state = _next_state(state, made, k_out_t, written, m)
   states, x = map(jnp.stack, (states, saved))
   o = made.q_in @ states + made.p @ _written(x, inputs.beta)
-  return state[None], o, Solved(states, x, _packed(inverse))
+  return state[None], o, Solved(entering, x, _packed(inverse))
 
 
 def _read(dstate, made, beta, inverse, dx_o, read, dtype):
@@ -317,7 +331,8 @@ def take_back(dstate, inputs, solved, do, cut, *, static: Static, dtype):
   )
   x = _written(solved.x, inputs.beta)
   dpairs = _pairs(-dv, do, x, dtype if has_decay else jnp.float32)
-  back = _cotangents(made, dpairs, do, dv, x, solved.states, dstates)
+  states = _states(solved.state[0], made, x)
+  back = _cotangents(made, dpairs, do, dv, x, states, dstates)
   dq, dk, dg = pullback(back)
   if has_decay:
     dg = _dg(cut, decays.pair, made, back, pairs, dpairs, static, dtype)

@@ -22,8 +22,8 @@ gradient needs no derivative of the inverse. With dO and dS' given,
     dS = keep dS' + Q_in^T dO + B_in^T dR,
 
 and these go back to q, k, a, b and g through what made L, P and the rest.
-Saved for the backward pass are the state that enters each chunk, U and the
-inverse.
+Saved for the backward pass are U, the inverse and the state that enters the
+group of chunks, from which U and V find those that enter its chunks.
 
 For float32 inputs L_a and the inverse are computed in float64 and then rounded:
 where the rows of A and B are nearly parallel, sums over U cancel to a fraction
@@ -66,7 +66,7 @@ class _Inputs(NamedTuple):
 class _Solved(NamedTuple):
   """What the backward pass reads of a group, beside the inputs."""
 
-  states: jax.Array  # [M, B, HV, K, V], entering each chunk
+  state: jax.Array  # [B, HV, K, V], entering the group
   u: jax.Array  # [M, B, HV, C, V]
   inverse: jax.Array  # [M, B, HV, C, C]
 
@@ -150,7 +150,19 @@ def _chunks(inputs: _Inputs, static: _Static) -> _Inputs:
   return jax.tree.map(lambda x: chunking.to_chunks(x, chunks, heads), inputs)
 
 
-def _forward_group(state, parts, saved, *, static: _Static):
+def _states(state, made: _Prepared, u, v):
+  """Returns the states that enter the chunks of a group, from the first."""
+
+  def step(state, xs):
+    written, keep = xs
+    return decay.scaled(state, keep) + written, state
+
+  a_out_t, k_out_t = map(chunking.transpose, (made.a_out, made.k_out))
+  written = a_out_t @ u + k_out_t @ v
+  return chunking.scan_chunks(step, state, (written, made.keep))[1]
+
+
+def _forward_group(entering, parts, saved, *, static: _Static):
   del saved
   inputs, counts = parts
   q, k, v, a, b, g = _chunks(inputs, static)
@@ -168,10 +180,10 @@ def _forward_group(state, parts, saved, *, static: _Static):
 
   a_out_t, k_out_t = map(chunking.transpose, (made.a_out, made.k_out))
   xs = (made.b_in, a_out_t, inverse, made.l_k @ v, k_out_t @ v, made.keep)
-  state, (states, u) = chunking.scan_chunks(step, state, xs)
+  state, (states, u) = chunking.scan_chunks(step, entering, xs)
   o = made.q_in @ states + (made.p_a @ u + made.p_k @ v)
   o = chunking.from_chunks(o, inputs.v)
-  return state, o, _Solved(states, u, inverse)
+  return state, o, _Solved(entering, u, inverse)
 
 
 @chunking.in_float64
@@ -244,7 +256,8 @@ def _backward_group(dstate, parts, solved: _Solved, *, static: _Static):
   dstate, dr, dstates = _scan_back(dstate, do, made, solved, exact=exact)
   l_k_t, p_k_t = map(chunking.transpose, (made.l_k, made.p_k))
   dv = p_k_t @ do + made.k_out @ dstates + l_k_t @ dr
-  found = v, do, dr, dstates, solved.states, solved.u
+  states = _states(solved.state, made, solved.u, v)
+  found = v, do, dr, dstates, states, solved.u
   if exact and g is not None and g.shape[-1] == 1:
     gradients = _pull_back_exactly(arrays, cut, found, static=static)
   else:
