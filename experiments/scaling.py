@@ -1,12 +1,13 @@
 """How a train step's work falls with the number of devices that share it.
 
-The step of DeltaNet with 340M parameters cut to four layers, 2^15 tokens in
-rows of 2048, is compiled for 1, 2, 4 and 8 H200s that are not there, in float32
-and with the recurrence in XLA, whose products the program's text shows. One
-device can hold it: of a step that does not fit XLA recomputes some products by
-itself, and others of another number of devices. Along `fsdp` and along
-`sequence` every device should compute and move 1 / n, and send what
-`mesh_traffic` says.
+The step of DeltaNet with 340M parameters cut to four layers, 2^17 tokens in
+rows of 2^14, is compiled for 1, 2, 4 and 8 H200s that are not there, in float32
+and with the recurrence in XLA, whose products the program's text shows. So many
+tokens one device can hold: of a step that does not fit XLA recomputes some
+products by itself, and others of another number of devices. With fewer, what
+does not depend on them (whole parameters are used on every device) weighs more.
+Along `fsdp` and along `sequence` every device should compute and move 1 / n,
+and send what `mesh_traffic` says.
 """
 
 from collections.abc import Iterator
@@ -24,8 +25,8 @@ KIND = 'scaling'
 AXES = ('fsdp', 'sequence')
 DEVICES = (1, 2, 4, 8)
 CASES = ((AXES[0], 1), *itertools.product(AXES, DEVICES[1:]))
-LENGTH = 2048
-TOKENS = 2**15
+LENGTH = 2**14
+TOKENS = 2**17
 
 
 def config(axis: str, num_devices: int) -> config_lib.TrainLMConfig:

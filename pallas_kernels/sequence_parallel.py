@@ -285,7 +285,7 @@ def linear_recurrence(op: dispatch.Op, choice: dispatch.Choice, **settings):
   )
 
 
-def halo(x: jax.Array, size: int, axes: Axes | None) -> jax.Array:
+def halo(x: jax.Array, size: int, axes: Axes) -> jax.Array:
   """Returns the tokens before this device's part of the row.
 
   For a convolution over W tokens, `size` is W - 1. Exchanges `size` tokens, by
@@ -294,15 +294,13 @@ def halo(x: jax.Array, size: int, axes: Axes | None) -> jax.Array:
   Args:
     x: [B, T, ...], the device's part: tokens, or segment ids.
     size: how many tokens, at least 1.
-    axes: the mesh axes over which T is sharded; None: the row is whole.
+    axes: the mesh axes over which T is sharded.
 
   Returns:
     [B, size, ...], the last `size` tokens of the devices before, zeros before
     the row.
   """
   length = x.shape[1]
-  if axes is None:
-    return jnp.zeros((x.shape[0], size, *x.shape[2:]), x.dtype)
   pieces = []
   for distance in range(1, -(-size // length) + 1):
     count = min(length, size - (distance - 1) * length)

@@ -1,4 +1,11 @@
-"""Short depthwise causal convolution."""
+"""Short depthwise causal convolution, with its own VJP.
+
+Of y_t = sum_{j < W} w_j x_{t-j} the gradients are sums of the same kind,
+
+    dx_t = sum_{j < W} w_j dy_{t+j}        dw_j = sum_t dy_t x_{t-j},
+
+so that nothing but x is saved, where JAX would save x once for every tap.
+"""
 
 from typing import NamedTuple
 
@@ -22,6 +29,90 @@ class ShortConvCache(NamedTuple):
 
   inputs: jax.Array
   segment_ids: jax.Array
+
+
+# Stands for padding among the numbers of runs.
+_PADDING = -1
+
+
+def _shifted(x, distance: int, fill=0):
+  """Returns x_{t - distance} for x [B, T, ...], `fill` beyond the row."""
+  length = x.shape[1]
+  widths = [(0, 0)] * x.ndim
+  widths[1] = (max(distance, 0), max(-distance, 0))
+  start = max(-distance, 0)
+  # XLA reads x through the padding; what is concatenated it would store.
+  padded = jnp.pad(x, widths, constant_values=fill)
+  return padded[:, start : start + length]
+
+
+def _neighbor(x, runs, distance: int):
+  """Returns float32 x_{t - distance}, 0 where that is not of t's document."""
+  x = _shifted(x, distance).astype(jnp.float32)
+  if runs is None:
+    return x
+  is_seen = (runs != _PADDING) & (_shifted(runs, distance, _PADDING) == runs)
+  return jnp.where(is_seen[..., None], x, 0)
+
+
+def _by_distance(kernel):
+  """Returns (j, w_j) of every tap, the farthest first."""
+  return list(zip(reversed(range(len(kernel))), kernel, strict=True))
+
+
+@jax.custom_vjp
+def _taps(x, kernel, runs):
+  """Returns float32 y [B, T, D] of x [B, T, D], 0 before the row."""
+  return _forward(x, kernel, runs)[0]
+
+
+def _forward(x, kernel, runs):
+  y = sum(
+    _neighbor(x, runs, j) * tap[None, None] for j, tap in _by_distance(kernel)
+  )
+  return y, (x, kernel, runs)
+
+
+def _backward(residuals, dy):
+  x, kernel, runs = residuals
+  pairs = _by_distance(kernel)
+  dx = sum(_neighbor(dy, runs, -j) * tap[None, None] for j, tap in pairs)
+  neighbors = jnp.stack([_neighbor(x, runs, j) for j, _ in pairs])
+  dkernel = jnp.sum(dy[None] * neighbors, axis=(1, 2))
+  return dx.astype(x.dtype), dkernel.astype(kernel.dtype), None
+
+
+_taps.defvjp(_forward, _backward)
+
+
+def _runs(ids):
+  """Returns the number of every token's run, or None for one document."""
+  if ids is None:
+    return None
+  return jnp.where(ids != 0, segments.run_numbers(ids), _PADDING)
+
+
+def _from_past(past: ShortConvCache, kernel, ids, length: int):
+  """Returns what the tokens before a row add to it, to W - 1 tokens at most."""
+  size = kernel.shape[0] - 1
+  reached = min(size, length)
+  x = jnp.pad(past.inputs, [(0, 0), (0, reached), (0, 0)])
+  if ids is not None:
+    ids = jnp.concatenate([past.segment_ids, ids[:, :reached]], axis=1)
+  y = _taps(x, kernel, _runs(ids))[:, size:]
+  return jnp.pad(y, [(0, 0), (0, length - reached), (0, 0)])
+
+
+def _convolve(x, ids, kernel, bias, past: ShortConvCache | None):
+  """Convolves x [B, T, D] of the documents `ids`; None: one document."""
+  y = _taps(x, kernel, _runs(ids))
+  if past is not None:
+    y += _from_past(past, kernel, ids, x.shape[1])
+  if bias is not None:
+    y += bias[None, None]
+    if ids is not None:
+      y = jnp.where((ids != 0)[..., None], y, 0)
+  return y.astype(x.dtype)
 
 
 class ShortConv(nnx.Module):
@@ -84,62 +175,39 @@ class ShortConv(nnx.Module):
     Returns:
       y [B, T, D] in the layer's dtype, and the new cache (None without one).
     """
+    x = x.astype(jnp.dtype(self.dtype))
+    bias = self.bias[...] if self.use_bias else None
     if cache is None:
-      return self._without_cache(x.astype(jnp.dtype(self.dtype)), segment_ids)
+      return self._without_cache(x, segment_ids, bias), None
     batch, length, _ = x.shape
     if segment_ids is None:
       nothing = jnp.zeros((batch,), jnp.int32)
       last = segments.last_id(cache.segment_ids, nothing)
       segment_ids = segments.continued_ids(last, length)
-    x = x.astype(cache.inputs.dtype)
+    y = _convolve(x, segment_ids, self.kernel[...], bias, cache)
     inputs = jnp.concatenate([cache.inputs, x], axis=1)
     ids = jnp.concatenate([cache.segment_ids, segment_ids], axis=1)
-    bias = self.bias[...] if self.use_bias else None
-    y = self._taps(inputs, ids, self.kernel[...], bias)
     return y, ShortConvCache(inputs[:, length:], ids[:, length:])
 
-  def _without_cache(self, x, segment_ids):
+  def _without_cache(self, x, segment_ids, bias):
     """Convolves rows that start here, each device its part of the mesh."""
+    size = self.width - 1
+
+    def halo(x, axes):
+      return None if x is None else sequence_parallel.halo(x, size, axes)
 
     def convolve(arrays, time_axes):
-      def extend(y):
-        if y is None or self.width == 1:
-          return y
-        past = sequence_parallel.halo(y, self.width - 1, time_axes)
-        return jnp.concatenate([past, y], axis=1)
-
-      kernel, bias = arrays['kernel'], arrays['bias']
-      x, ids = extend(arrays['x']), extend(arrays['segment_ids'])
-      return (self._taps(x, ids, kernel, bias),)
+      x, ids = arrays['x'], arrays['segment_ids']
+      past = None
+      if time_axes is not None and size:
+        past = ShortConvCache(halo(x, time_axes), halo(ids, time_axes))
+      return (_convolve(x, ids, arrays['kernel'], arrays['bias'], past),)
 
     # A channel is to the mesh what a head is: it knows nothing of the others.
     arguments = {
       'x': (x, 'B T H'),
       'segment_ids': (segment_ids, 'B T'),
       'kernel': (self.kernel[...], 'W H'),
-      'bias': (self.bias[...] if self.use_bias else None, 'H'),
+      'bias': (bias, 'H'),
     }
-    (y,) = sharded_call.sharded_call(convolve, arguments, ('B T H',))
-    return y, None
-
-  def _taps(self, inputs, ids, kernel, bias):
-    """Sums the taps over inputs [B, W - 1 + T, D]; ids None: one document."""
-    now = self.width - 1
-    length = inputs.shape[1] - now
-    runs = None if ids is None else segments.run_numbers(ids)
-
-    def tap(start):
-      window = slice(start, start + length)
-      values = inputs[:, window].astype(jnp.float32) * kernel[None, None, start]
-      if ids is None:
-        return values
-      seen = (ids[:, window] != 0) & (ids[:, now:] != 0)
-      seen &= runs[:, window] == runs[:, now:]
-      return jnp.where(seen[..., None], values, 0)
-
-    y = sum(tap(start) for start in range(self.width))
-    if bias is not None:
-      y = y + bias[None, None]
-      if ids is not None:
-        y = jnp.where((ids[:, now:] != 0)[..., None], y, 0)
-    return y.astype(inputs.dtype)
+    return sharded_call.sharded_call(convolve, arguments, ('B T H',))[0]

@@ -388,13 +388,6 @@ def test_halo(kind, size):
   assert halos.dtype == x.dtype
 
 
-def test_halo_before_a_whole_row():
-  x = jnp.ones((2, 5, 3), jnp.bfloat16)
-  past = sequence_parallel.halo(x, 2, None)
-  assert past.shape == (2, 2, 3) and past.dtype == x.dtype
-  assert not np.any(np.float32(past))
-
-
 def test_a_convolution_with_a_halo():
   rng = np.random.default_rng(5)
   x = jnp.asarray(rng.standard_normal((2, 16, 4)), jnp.float32)
@@ -402,7 +395,10 @@ def test_a_convolution_with_a_halo():
 
   def convolve(arrays, axes):
     x, kernel = arrays['x'], arrays['kernel']
-    x = jnp.concatenate([sequence_parallel.halo(x, 2, axes), x], axis=1)
+    past = jnp.zeros_like(x[:, :2])
+    if axes is not None:
+      past = sequence_parallel.halo(x, 2, axes)
+    x = jnp.concatenate([past, x], axis=1)
     taps = [
       x[:, i : i + x.shape[1] - 2] * kernel[None, None, i] for i in range(3)
     ]

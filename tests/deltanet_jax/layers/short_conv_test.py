@@ -56,6 +56,47 @@ def test_equals_a_loop(width, ids):
   assert cache is None
 
 
+@pytest.mark.parametrize('width', [1, 2, 4, 12])
+@pytest.mark.parametrize('ids', [None, IDS], ids=['one', 'packed'])
+@pytest.mark.parametrize('start', [0, 2, 5])
+def test_gradients_equal_those_of_the_definition(width, ids, start):
+  """Of rows that start at `start`, with what is before them in a cache."""
+  conv = _conv(width)
+  graph, params = nnx.split(conv)
+  weights = np.random.default_rng(1).normal(size=X.shape)[:, start:]
+  everywhere = np.ones(X.shape[:2], np.int32) if ids is None else ids
+
+  def loss(params, x):
+    conv, cache = nnx.merge(graph, params), None
+    if start:
+      part = None if ids is None else ids[:, :start]
+      _, cache = conv(
+        x[:, :start], segment_ids=part, cache=conv.init_cache(len(x))
+      )
+    part = None if ids is None else ids[:, start:]
+    y, _ = conv(x[:, start:], segment_ids=part, cache=cache)
+    return jnp.sum(weights * y)
+
+  dparams, dx = jax.jit(jax.grad(loss, (0, 1)))(params, X)
+  # The convolution is linear in x and in the kernel: its gradients are what it
+  # gives for unit vectors.
+  kernel = np.asarray(conv.kernel[...], np.float64)
+
+  def value(kernel, x):
+    return np.sum(weights * _expected(kernel, x, everywhere)[:, start:])
+
+  for index in np.ndindex(X.shape):
+    unit = np.zeros(X.shape)
+    unit[index] = 1
+    np.testing.assert_allclose(dx[index], value(kernel, unit), atol=1e-5)
+  for index in np.ndindex(kernel.shape):
+    unit = np.zeros(kernel.shape)
+    unit[index] = 1
+    np.testing.assert_allclose(
+      dparams['kernel'][...][index], value(unit, X), atol=1e-5
+    )
+
+
 @pytest.mark.parametrize('width', [1, 2, 4])
 @pytest.mark.parametrize('ids', [None, IDS], ids=['one', 'packed'])
 @pytest.mark.parametrize('lengths', [(1, 8), (1,) * 9, (8, 1)])
@@ -79,6 +120,18 @@ def test_document_of_the_cache_goes_on_without_ids():
   y, cache = conv(X[:, 4:], cache=cache)
   np.testing.assert_allclose(y, conv(X)[0][:, 4:], atol=1e-6)
   np.testing.assert_array_equal(cache.segment_ids, ids[:, :2])
+
+
+def test_x_is_saved_once():
+  conv = _conv(4)
+  graph, params = nnx.split(conv)
+
+  def run(params, x):
+    return nnx.merge(graph, params)(x)[0]
+
+  _, pullback = jax.eval_shape(functools.partial(jax.vjp, run), params, X)
+  shapes = [x.shape for x in jax.tree.leaves(pullback)]
+  assert shapes.count(X.shape) == 1
 
 
 def test_bfloat16():
