@@ -77,7 +77,7 @@ def _backward(residuals, dy):
   x, kernel, runs = residuals
   pairs = _by_distance(kernel)
   dx = sum(_neighbor(dy, runs, -j) * tap[None, None] for j, tap in pairs)
-  # One sum for each tap: as one sum over all of them XLA reads x and dy W times.
+  # A sum for each tap: in one over all of them XLA reads x and dy W times.
   dkernel = [jnp.sum(dy * _neighbor(x, runs, j), (0, 1)) for j, _ in pairs]
   return dx.astype(x.dtype), jnp.stack(dkernel).astype(kernel.dtype), None
 
