@@ -240,6 +240,10 @@ def _draw_gpu(rows: Sequence[Row]) -> figure.Figure:
     )
     _draw_published(panel, shown)
     panel.set_xscale('log')
+    # Whole decades: bars of nearly equal times would look far apart.
+    edges = np.log10(panel.dataLim.intervalx.clip(panel.dataLim.minposx))
+    panel.set_xlim(10.0 ** np.floor(edges[0]), 10.0 ** np.ceil(edges[1]))
+    panel.xaxis.set_minor_formatter(ticker.NullFormatter())
     panel.set_xlabel('median milliseconds of a call')
     panel.set_title(pass_name.replace('_', ' + '), fontsize='medium')
   drawing.legend(

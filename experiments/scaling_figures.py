@@ -83,7 +83,7 @@ def draw_scaling(rows: Sequence[Row], path: str | os.PathLike) -> None:
   _draw_sent(panels[2], rows)
   for panel in panels:
     panel.set_xscale('log', base=2)
-    panel.xaxis.set_major_formatter(ticker.ScalarFormatter())
+    panel.xaxis.set_major_formatter(ticker.StrMethodFormatter('{x:.0f}'))
     panel.set_xlabel('devices')
     panel.grid(alpha=0.25)
     panel.spines[['top', 'right']].set_visible(False)
