@@ -23,7 +23,8 @@ of two queries, q and b. Products with triangular matrices count in full;
 decays, resets and all that is done element by element do not count.
 
 C is 32 whatever chunk an implementation takes, and all are measured by the same
-count: the scan over tokens, and longer chunks, which do more for the same.
+count: the scan over tokens, longer chunks, which do more for the same, and
+backward passes that find states again which they could have kept.
 """
 
 import math

@@ -41,6 +41,23 @@ def _dot_flops(jaxpr):
   return total
 
 
+def _found_again(case):
+  """Counts the products by which the backward pass finds states of chunks.
+
+  They are none of the form's: `xla` could have kept what they find. The first
+  state of a group is kept, and where the chunks of a group are not a loop its
+  last product is not made.
+  """
+  product = 2 * case.B * case.T * case.value_heads * case.K * case.V
+  if case.op == 'linear_attention':
+    return 0
+  if case.op == 'diagonal_plus_low_rank':
+    return 2 * product
+  n = case.keys_per_token
+  chunks = n * case.T // benchmark_flops.CHUNK  # One group.
+  return n * product * (chunks - 1) / chunks
+
+
 # The inverse is counted by about a third of C^2 per row.
 @pytest.mark.parametrize('op', OPS, ids=IDS)
 @pytest.mark.parametrize(
@@ -58,8 +75,9 @@ def test_the_count_is_that_of_the_products_of_the_program(
   arguments.pop('g', None)  # Scores with decays per channel take a tree.
   prepare = functools.partial(benchmark_programs.given, run, pass_name)
   program = jax.make_jaxpr(function)(jax.eval_shape(prepare, arguments))
+  again = _found_again(case) if pass_name == 'forward_backward' else 0
   assert benchmark_flops.flops(case, pass_name) == pytest.approx(
-    _dot_flops(program.jaxpr), rel=tolerance
+    _dot_flops(program.jaxpr) - again, rel=tolerance
   )
 
 

@@ -83,12 +83,15 @@ def _computed_core(name, model):
   """Returns the core as the program computes it, where that is known.
 
   Attention multiplies the whole square of T; scores of slots, which the slots
-  of a head could share, are computed for each of them.
+  of a head could share, are computed for each of them; the backward pass of the
+  general transition finds the states of chunks again, by two products.
   """
   core = model_flops.core_flops(model, name, LENGTH)
   heads, width = model.num_heads, model.resolved_head_dim
   if name in ('attention', 'sliding_window'):
     return 12 * heads * width * LENGTH
+  if name == 'rwkv7':
+    return core + heads * 2 * 2 * width**2
   if name in ('gsa', 'abc'):
     slots = getattr(model, name).num_slots
     key = width // 2 if name == 'abc' else width
