@@ -2,10 +2,10 @@
 
 Beside what `kernel_resources` reads there are the costs of each kernel, per
 token and value head: bytes of the arrays that it reads and writes, each counted
-once, and the operations of its products (HGMMA). Where the state has more than
-64 columns, a recurrence is compiled twice: a block of threads takes 64 of them,
-or all `columns`; then its products, some of which are in a loop, are not
-counted.
+once, and the operations of its products (HGMMA). A recurrence is compiled in
+every form it has: a block of threads takes 64 columns of a state, or all
+`columns`, or others work beside it in the same launch. The products of the
+latter two, some of which are in a loop or another's, are not counted.
 
 `kernel_rows` and `train_step_row` start child processes; what runs in these,
 `compile_delta_rule` and `compile_train_step`, is called by nobody else.
@@ -49,6 +49,12 @@ MOST_TEMP_BYTES = 68_000_000_000
 _CHUNK = 64
 _WIDTH = 64  # Columns that every block of threads of a recurrence takes.
 _PARALLEL = ('delta_rule_inverse', 'delta_rule_chunk_bwd')  # No recurrences.
+# With others beside them.
+_SHARED = (
+  'delta_rule_inverse_recurrence',
+  'delta_rule_inverse_recurrence_saving',
+  'delta_rule_recurrence_chunk_bwd',
+)
 _B, _T, _H = 2, 4096, 16
 _CALL = 'stablehlo.custom_call'
 _MOSAIC = 'mosaic_gpu'
@@ -101,7 +107,7 @@ def _arguments(head_dim: int, gate: str) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def _passes(
-  head_dim: int, gate: str, normalize_qk: bool, columns: int
+  head_dim: int, gate: str, normalize_qk: bool, processors: int
 ) -> dict[str, tuple[Any, Any]]:
   """Returns the jitted function and its arguments, by pass.
 
@@ -109,8 +115,6 @@ def _passes(
   `saving` is the forward pass that keeps the states for it, too, as it is by
   default; `backward` is one that finds them again, and has all its kernels.
   """
-  blocks = _B * _H * head_dim // _WIDTH
-  processors = blocks if columns == _WIDTH else 1
 
   def forward(arguments, *, save_states):
     config = mosaic_gpu_config.config_for(head_dim, head_dim)
@@ -145,12 +149,18 @@ def _blocks_per_chunk(kernel: str, head_dim: int) -> float:
 
 
 def _compile_passes(
-  target: str, head_dim: int, gate: str, normalize_qk: bool, columns: int
+  target: str,
+  head_dim: int,
+  gate: str,
+  normalize_qk: bool,
+  *,
+  columns: int,
+  processors: int,
 ) -> Iterator[Row]:
   """Yields resources and costs of the kernels of all passes, each once."""
   tokens = _B * _T * _H
   seen = set()
-  passes = _passes(head_dim, gate, normalize_qk, columns)
+  passes = _passes(head_dim, gate, normalize_qk, processors)
   for name, (function, arguments) in passes.items():
     with tempfile.TemporaryDirectory() as scratch:
       dump = pathlib.Path(scratch)
@@ -174,11 +184,16 @@ def _compile_passes(
 
 
 def _compile_case(target: str, head_dim: int, *case) -> Iterator[Row]:
-  """Yields the rows of a case, those of recurrences for all `columns`."""
-  yield from _compile_passes(target, head_dim, *case, _WIDTH)
+  """Yields the rows of a case, those of recurrences in every form."""
+  blocks = _B * _H * head_dim // _WIDTH
+  run = functools.partial(_compile_passes, target, head_dim, *case)
+  yield from run(columns=_WIDTH, processors=blocks)
+  for row in run(columns=_WIDTH, processors=3 * blocks):
+    if row['kernel'] in _SHARED:
+      yield row | {'flops_per_token': None}
   if head_dim == _WIDTH:
     return
-  for row in _compile_passes(target, head_dim, *case, head_dim):
+  for row in run(columns=head_dim, processors=1):
     if row['kernel'] not in _PARALLEL:
       yield row | {'flops_per_token': None}
 

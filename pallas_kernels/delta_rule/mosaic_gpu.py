@@ -23,15 +23,15 @@ memory and in products of two 64 x 64 matrices per chunk, each of which is
     inverse            k 256                T 192                448       11
     recurrence         q k v 768, T 192     o 256               1216       30.5
     recurrence_saving  q k v 768, T 192     o S X 1280          2240       30.5
-    recurrence_bwd     q k do 768, T 192    dS 512, dV 512      1984       28.5
-    chunk_bwd          q k do 768,          dq dk 512           3328       56
+    recurrence_bwd     q k do 768, T 192    dS 512, dV 256      1728       28.5
+    chunk_bwd          q k do 768,          dq dk 512           3072       48
                        S dS 1024,
-                       X dV 1024
+                       X dV 768
     states             k v 512, T 192       S 512, X 512        1728       16.5
 
 so 1,664 bytes and 0.34 million operations forward, 2,688 bytes if there will be
-a gradient, and 5,312 bytes and 0.69 million backward. To keep S and X takes
-1,024 bytes of memory; without them it is 1,664 forward and 7,040 with 0.83
+a gradient, and 4,800 bytes and 0.63 million backward. To keep S and X takes
+1,024 bytes of memory; without them it is 1,664 forward and 6,528 with 0.76
 million backward. Beside it beta, 4 bytes for the first and 8 for what the last
 finds of its gradient. Decays add 12 bytes to what each of the first reads, 16
 to the recurrences and states, and 40 to what chunk_bwd reads and writes; norms
@@ -39,14 +39,20 @@ add 4 to inverse and states, 8 to the recurrences and 24 to chunk_bwd.
 
 In the recurrences two blocks of threads share a row, and read q, k and T twice,
 the second time from the cache; if there are more of them than the GPU has
-processors, one takes the whole row, with 2 products less (Q K^T). X, dV, T and
-the matrices within a chunk are pairs of bfloat16 (`mosaic_gpu_utils`), which is
-a third to a half of the products: for nearly parallel keys single ones leave
-errors of some per cent. To store X and dV costs 1,280 bytes more than to solve
-for them again in chunk_bwd, and saves it two fifths of its products and two
-thirds of its shared memory, so that copies of one block of threads hide behind
-the products of another. S, X, M and the low part of dV stay transposed, as they
-were found.
+processors, one takes the whole row, with 2 products less (Q K^T). If there are
+at most half as many, the rest of the GPU works beside them in the same launch,
+`inverse_recurrence` and `recurrence_chunk_bwd`: T is found ahead of the
+recurrence, and without decays the gradients within chunks follow behind it. The
+products are the same, and so are the results, bit by bit; what one has stored
+the other mostly finds in the cache.
+
+X, T and the matrices within a chunk are pairs of bfloat16
+(`mosaic_gpu_utils`), which is a third to a half of the products: for nearly
+parallel keys single ones leave errors of some per cent. So is dV where it goes
+on to the next chunk. To store X and dV saves chunk_bwd the products that solve
+for them, and most of its shared memory, so that copies of one block of threads
+hide behind the products of another. S, X and M stay transposed, as they were
+found.
 
 q and k are normalised within the kernels, by factors of tokens alone (see
 `mosaic_gpu_layout`); XLA adds to dq and dk what lies along q and k.
@@ -226,10 +232,12 @@ def _forward(static: _Static, inputs: _Inputs, counts: _Counts):
   }
   inputs = inputs._replace(**named)
   rows = _make(inputs, counts, sizes)
-  inverse, key_norms = _invert(static, inputs, rows)
-  if config.save_inverse:
-    inverse = checkpoint_name(inverse, 'delta_rule_chunk_inverse')
-  found = recurrence.outputs(
+  inverse = key_norms = helpers = None
+  if scan.helper_blocks(sizes, config):
+    helpers = inverse_kernel.helpers(rows, sizes)
+  else:
+    inverse, key_norms = _invert(static, inputs, rows)
+  found, others = recurrence.outputs(
     _flat(inputs.q),
     _flat(inputs.k),
     _flat(inputs.v),
@@ -240,7 +248,12 @@ def _forward(static: _Static, inputs: _Inputs, counts: _Counts):
     sizes,
     keep=config.save_states,
     config=config,
+    helpers=helpers,
   )
+  if helpers:
+    inverse, key_norms = others['inverse'], others.get('key_norms')
+  if config.save_inverse:
+    inverse = checkpoint_name(inverse, 'delta_rule_chunk_inverse')
   o = _where_valid(found.o.reshape(inputs.v.shape), counts)
   last = found.last.reshape(inputs.initial_state.shape)
   norms = {}
@@ -270,23 +283,39 @@ def _run_backward(static: _Static, residuals: _Residuals, do, dlast):
     states = recurrence.states(
       k, v, inverse, rows, norms.get('key_norms'), first, sizes, config=config
     )
-  minus, dv, dv_low, minus_first = backward.state_gradients(
-    q, k, do, inverse, rows, norms, -_states(dlast, sizes), sizes, config=config
-  )
-  found = chunk_bwd.gradients(
+  helpers = None
+  # With decays, chunk_bwd has no registers left for that.
+  if scan.helper_blocks(sizes, config) and not sizes.gated:
+    helpers = chunk_bwd.helpers(*states, sizes)
+  found = backward.state_gradients(
     q,
     k,
     do,
+    inverse,
     rows,
     norms,
-    *states,
-    minus,
-    dv,
-    dv_low,
+    -_states(dlast, sizes),
     sizes,
-    interpret=config.interpret,
+    config=config,
+    helpers=helpers,
   )
-  return rows, dv, found, -minus_first.reshape(inputs.initial_state.shape)
+  if helpers:
+    of_chunks = chunk_bwd.named_gradients(found)
+  else:
+    of_chunks = chunk_bwd.gradients(
+      q,
+      k,
+      do,
+      rows,
+      norms,
+      *states,
+      found['minus'],
+      found['dv'],
+      sizes,
+      interpret=config.interpret,
+    )
+  dfirst = -found['last'].reshape(inputs.initial_state.shape)
+  return rows, found['dv'], of_chunks, dfirst
 
 
 def _decay_gradient(rows: jax.Array, lines, found, sizes: layout.Sizes):

@@ -1,7 +1,7 @@
 """Kernel: the gradients inside every chunk, all chunks in parallel.
 
 With S the state that enters a chunk, M = -dS the gradient of the one that
-leaves it, and the pairs X and dV that the recurrences found,
+leaves it, and the pair X and dV that the recurrences found,
 
     B  = strict_tril((dO X^T) . scale D)     b = scale diag(dO X^T)
     G  = strict_tril((dV X^T) . D)
@@ -29,8 +29,17 @@ A block of threads is one warpgroup and has 64 columns of K; those of one chunk
 come one after the other, so that the second finds in the cache what both read.
 Blocks of 64 columns of V come through shared memory in turn. Two such thread
 blocks fit a processor: one computes while the other waits for its copies.
+
+Without decays it can also be what two warpgroups of a block do that are behind
+the recurrence in its launch, see `mosaic_gpu_scan.Helpers`; with them it needs
+more registers than there are.
+
+Of dV the high part is enough here: what its low part adds is below the rounding
+of the results, unless the sums over X cancel altogether.
 """
 
+import functools
+import math
 from typing import NamedTuple
 
 import jax
@@ -41,6 +50,7 @@ import jax.numpy as jnp
 
 from pallas_kernels import mosaic_gpu_utils as utils
 from pallas_kernels.delta_rule import mosaic_gpu_layout as layout
+from pallas_kernels.delta_rule import mosaic_gpu_scan as scan
 
 _C = layout.CHUNK
 _W = utils.TILE
@@ -82,14 +92,13 @@ def _has_factors(sizes):
 def _products(s, sizes):
   """Returns the products of one block of V, in the order of `_Sums`."""
   x_t = layout.pair(s['x'])
-  x, dv = utils.transposed_pair(x_t), (s['dv'], utils.transposed(s['dv_low']))
   state, minus = (s[name] for name in _OF_STATES)
-  corrections = utils.half_products(dv, state)
-  writes = utils.half_products(x, minus)
+  corrections = [(s['dv'], state)]
+  writes = utils.half_products(utils.transposed_pair(x_t), minus)
   apart = _has_factors(sizes)
   return [
     utils.half_products_of(s['do'], x_t),
-    utils.split_products(dv, x_t),
+    utils.half_products_of(s['dv'], x_t),
     [(s['do'], state)],
     *([corrections, writes] if apart else [corrections + writes]),
   ]
@@ -135,8 +144,8 @@ def _through_states(sums: _Sums, s, sizes):
 
 
 def _pairs(s):
-  """Returns scratch for B and G, in the place of X and dV."""
-  return layout.pair(s['x']), (s['dv'], s['dv_low'])
+  """Returns scratch for B and G, but for a part in the place of X and dV."""
+  return layout.pair(s['x']), (s['dv'], s['low'])
 
 
 def _own(x, row, column):
@@ -146,15 +155,14 @@ def _own(x, row, column):
 def _store_within(sums: _Sums, s, sizes):
   """Stores the pairs -B and G and the diagonal of dV X^T; returns -b."""
   row, column = utils.indices(_C, _C)
-  if sizes.gated:
-    by_row = utils.load_rows(s['rows'].at[layout.SUM])
-    by_column = utils.load_columns(s['sums'])
-    decays = layout.decays(by_row, by_column, row > column)
 
   def strict(x):
-    if sizes.gated:
-      return x * decays
-    return utils.cast(jnp.where(row > column, x, 0.0))
+    if not sizes.gated:
+      return utils.cast(jnp.where(row > column, x, 0.0))
+    # Found twice: there are no registers to keep them.
+    by_row = utils.load_rows(s['rows'].at[layout.SUM])
+    by_column = utils.load_columns(s['sums'])
+    return x * layout.decays(by_row, by_column, row > column)
 
   b, g = _pairs(s)
   values = _divided(sums.of_values, OF_KEY, s, sizes)
@@ -205,10 +213,7 @@ class _Place(NamedTuple):
   value: object  # value head
 
 
-def _place(sizes):
-  number = lax.axis_index('block')
-  index = lax.div(number, jnp.int32(sizes.key_blocks))
-  block = lax.rem(number, jnp.int32(sizes.key_blocks))
+def _place(index, block, sizes):
   at = layout.place(lax.div(index, jnp.int32(sizes.chunks)), sizes)
   return _Place(
     index=index,
@@ -245,22 +250,23 @@ def _copy_in(refs, s, here, sizes, n):
   for name in _OF_STATES:
     part = refs[name].at[here.index, columns, layout.block(here.block)]
     plgpu.copy_gmem_to_smem(part, s[name], s['full'])
-  part = refs['dv_low'].at[here.index, columns]
-  plgpu.copy_gmem_to_smem(part, s['dv_low'], s['full'])
   plgpu.copy_gmem_to_smem(refs['x'].at[here.index, n], s['x'], s['full'])
 
 
-def _over_values(refs, s, here, sizes):
+def _over_values(refs, find, sizes):
   """Returns the sums over all blocks of V.
 
   `whole` is made of all of them but the last, which waits for registers.
   """
   sums = None
   for n in range(sizes.value_blocks):
-    _copy_in(refs, s, here, sizes, n)
+    s, *at = find()
+    _copy_in(refs, s, _place(*at, sizes), sizes, n)
+    s, *_ = find()
     plgpu.barrier_wait(s['full'])
     if sizes.gated and n < sizes.value_blocks - 1:
       _add_whole(s, n)
+      s, *_ = find()
     products = _products(s, sizes)
     if sums is None:
       sums = utils.matmuls(*products)
@@ -271,14 +277,24 @@ def _over_values(refs, s, here, sizes):
   return _Sums(*sums, *([] if _has_factors(sizes) else [None]))
 
 
-def _compute(refs, s, sizes):
-  """What a block of threads does."""
-  here = _place(sizes)
-  sums = _over_values(refs, s, here, sizes)
+def _compute(refs, find, sizes):
+  """What a warpgroup does for a chunk and a block of K.
+
+  Args:
+    refs: arrays in device memory by name.
+    find: returns (scratch by name, the chunk's index in R N, the block's). It
+      may read them from shared memory, which frees their registers meanwhile.
+    sizes: of the call.
+  """
+  sums = _over_values(refs, find, sizes)
+  s, *_ = find()
   plgpu.barrier_wait(s['ready'])
   dq, dk = _through_states(sums, s, sizes)
+  s, *_ = find()
   own = utils.over_rows(_store_within(sums, s, sizes), _W)
+  s, *_ = find()
   dq, dk = _add_within(dq, dk, s, sizes)
+  s, *at = find()
   q, k = s['q'], s['k']
   dq, dk = dq + own * utils.load_tile(k), dk + own * utils.load_tile(q)
   if sizes.normalized:
@@ -289,6 +305,7 @@ def _compute(refs, s, sizes):
   if sizes.gated:
     _add_whole(s, sizes.value_blocks - 1)
   plgpu.commit_smem()
+  here = _place(*at, sizes)
   for name, ref in (('dq', q), ('dk', k)):
     part = refs[name].at[here.batch, here.tokens, here.write]
     plgpu.copy_smem_to_gmem(ref, part)
@@ -304,24 +321,26 @@ def _lines(sizes):
   return (3 if sizes.gated else 1) + (2 if sizes.normalized else 0)
 
 
-def _scratch(sizes):
-  """Returns the scratch by name."""
+def _scratch(sizes, *tasks):
+  """Returns the scratch by name, for a number of tasks at a time if given."""
   copies = 2 + 2 * sizes.gated + 2 * sizes.normalized
-  tiles = ('q', 'k', 'do', 'dv', 'dv_low', *_OF_STATES)
-  scratch = {name: utils.shared(_C, _W) for name in tiles}
+  tiles = ('q', 'k', 'do', 'dv', 'low', *_OF_STATES)
+  scratch = {name: utils.shared(*tasks, _C, _W) for name in tiles}
+  barrier = functools.partial(plgpu.Barrier, num_barriers=math.prod(tasks))
   scratch |= {
-    'x': utils.shared(2 * _W, _C),
-    'lines': plgpu.SMEM((_lines(sizes), _C), jnp.float32),
-    'ready': plgpu.Barrier(num_arrivals=copies),
-    'full': plgpu.Barrier(num_arrivals=6),
+    'x': utils.shared(*tasks, 2 * _W, _C),
+    'lines': plgpu.SMEM((*tasks, _lines(sizes), _C), jnp.float32),
+    'ready': barrier(num_arrivals=copies),
+    'full': barrier(num_arrivals=5),
   }
   if sizes.gated:
+    wide = utils.shared(*tasks, _C, _W, tile=_W // 2, dtype=jnp.float32)
     scratch |= {
-      'rows': plgpu.SMEM((sizes.lines, _C), jnp.float32),
-      'sums': plgpu.SMEM((_C,), jnp.float32),
-      'whole': plgpu.SMEM((_W,), jnp.float32),
-      'reads': utils.shared(_C, _W, tile=_W // 2, dtype=jnp.float32),
-      'writes': utils.shared(_C, _W, tile=_W // 2, dtype=jnp.float32),
+      'rows': plgpu.SMEM((*tasks, sizes.lines, _C), jnp.float32),
+      'sums': plgpu.SMEM((*tasks, _C), jnp.float32),
+      'whole': plgpu.SMEM((*tasks, _W), jnp.float32),
+      'reads': wide,
+      'writes': wide,
     }
   return scratch
 
@@ -341,8 +360,34 @@ def _results(sizes):
   return results
 
 
+def helpers(states, x, sizes: layout.Sizes) -> scan.Helpers:
+  """Returns the kernel as `Helpers` of `mosaic_gpu_recurrence_bwd`.
+
+  Args:
+    states: entering each chunk.
+    x: pairs X.
+    sizes: of the call.
+  """
+  return scan.Helpers(
+    work=functools.partial(_compute, sizes=sizes),
+    inputs={'states': states, 'x': x},
+    results=_results(sizes),
+    scratch=functools.partial(_scratch, sizes),
+    ahead=False,
+    workers=2,
+    registers=240,
+    parts=sizes.key_blocks,
+    turns=4,
+  )
+
+
+def named_gradients(found) -> Gradients:
+  """Returns what the kernel found, by name, as `Gradients`."""
+  return Gradients(*(found.get(name) for name in Gradients._fields))
+
+
 def gradients(
-  q, k, do, rows, norms, states, x, minus, dv, dv_low, sizes, *, interpret=None
+  q, k, do, rows, norms, states, x, minus, dv, sizes, *, interpret=None
 ) -> Gradients:
   """Returns the gradients of q and k, and what those of beta and g are made of.
 
@@ -355,20 +400,23 @@ def gradients(
     states: entering each chunk.
     x: pairs X.
     minus: M of each chunk, like `states`.
-    dv: high parts of dV, bfloat16 [B, T, HV V].
-    dv_low: low parts, transposed, bfloat16 [R N, V, C].
+    dv: bfloat16 [B, T, HV V].
     sizes: of the call.
     interpret: None, or how to interpret the kernel.
   """
   inputs = {'q': q, 'k': k, 'do': do, 'states': states, 'x': x}
-  inputs |= {'minus': minus, 'dv': dv, 'dv_low': dv_low}
+  inputs |= {'minus': minus, 'dv': dv}
   inputs |= norms | ({'rows': rows} if sizes.gated else {})
   results = _results(sizes)
   names = [*inputs, *results]
 
   def kernel(*refs):
     *arrays, s = refs
-    _compute(dict(zip(names, arrays, strict=True)), s, sizes)
+    number = lax.axis_index('block')
+    index = lax.div(number, jnp.int32(sizes.key_blocks))
+    block = lax.rem(number, jnp.int32(sizes.key_blocks))
+    refs = dict(zip(names, arrays, strict=True))
+    _compute(refs, lambda: (s, index, block), sizes)
 
   found = plgpu.kernel(
     kernel,
@@ -380,4 +428,4 @@ def gradients(
     interpret=interpret,
     kernel_name='delta_rule_chunk_bwd',
   )(*inputs.values())
-  return Gradients(*found, *([] if sizes.gated else [None]))
+  return named_gradients(dict(zip(results, found, strict=True)))

@@ -22,7 +22,12 @@ the one below it, which are the lower rows of [C, 32] each, all in all
 The squares of the keys' norms are on the diagonal of K K^T. Where keys are to
 be normalised, the norms are a second result, and beta is divided by the
 squares.
+
+It is a kernel of its own, or what blocks of threads do that are ahead of the
+recurrence in its launch, see `mosaic_gpu_scan.Helpers`.
 """
+
+import functools
 
 import jax
 from jax import lax
@@ -33,6 +38,7 @@ import jax.numpy as jnp
 from pallas_kernels import mosaic_gpu_utils as utils
 from pallas_kernels import normalization
 from pallas_kernels.delta_rule import mosaic_gpu_layout as layout
+from pallas_kernels.delta_rule import mosaic_gpu_scan as scan
 
 _C = layout.CHUNK
 _HALF = layout.HALF
@@ -158,32 +164,32 @@ def _store_norms(gram, norms_s):
   return squares
 
 
-def _compute(k_s, rows_s, beta_s, sum_s, norms_s, pairs, sizes):
-  """Stores the quarters of T of a chunk in the first of the pairs."""
-  gram = utils.matmul([(k_s, utils.transposed(k_s))])
+def _compute(s, sizes):
+  """Stores the quarters of T of a chunk in `t`."""
+  gram = utils.matmul([(s['k'], utils.transposed(s['k']))])
   row, column = utils.indices(_C, _C)
   if sizes.gated:
-    by_row = utils.load_rows(rows_s.at[layout.SUM])
-    by_column = utils.load_columns(sum_s)
+    by_row = utils.load_rows(s['rows'].at[layout.SUM])
+    by_column = utils.load_columns(s['sums'])
     a = gram * layout.decays(by_row, by_column, row > column)
   else:
     a = utils.cast(jnp.where(row > column, gram, 0.0))
-  beta = utils.load_rows(rows_s.at[layout.BETA])
+  beta = utils.load_rows(s['rows'].at[layout.BETA])
   if sizes.normalized:
-    beta = beta / _store_norms(gram, norms_s)
+    beta = beta / _store_norms(gram, s['norms'])
   a = a * utils.over_rows(beta, _C)
-  quarters, below = _invert(a, *pairs)
+  quarters, below = _invert(a, s['t'], s['x'], s['small_a'], s['small_x'])
 
   def strengths(half):
     at = layout.block(half, _HALF)
-    beta = utils.load_columns(beta_s.at[at])
+    beta = utils.load_columns(s['beta'].at[at])
     if sizes.normalized:
-      norms = utils.load_columns(norms_s.at[at])
+      norms = utils.load_columns(s['norms'].at[at])
       beta = beta / (norms * norms)
     return utils.over_columns(beta, _C)
 
   first, second = strengths(0), strengths(1)
-  _store(pairs[0], quarters * _own_rows([first, second]), below * first)
+  _store(s['t'], quarters * _own_rows([first, second]), below * first)
 
 
 def _copy_out(t_s, t_g):
@@ -193,6 +199,78 @@ def _copy_out(t_s, t_g):
     start = 2 * _C + part * _HALF
     plgpu.copy_smem_to_gmem(ref, t_g.at[pl.ds(start, _HALF)])
   plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+
+
+def _invert_chunk(refs, find, sizes):
+  """What a warpgroup does for a chunk.
+
+  Args:
+    refs: arrays in device memory by name.
+    find: returns (scratch by name, the chunk's index in R N, ..).
+    sizes: of the call.
+  """
+  s, index, *_ = find()
+  at = layout.place(lax.div(index, jnp.int32(sizes.chunks)), sizes)
+  tokens = layout.block(lax.rem(index, jnp.int32(sizes.chunks)), _C)
+  keys, rows, full = layout.block(at.key, sizes.K), refs['rows'], s['full']
+  plgpu.copy_gmem_to_smem(refs['k'].at[at.batch, tokens, keys], s['k'], full)
+  plgpu.copy_gmem_to_smem(rows.at[index], s['rows'], full)
+  plgpu.copy_gmem_to_smem(rows.at[index, layout.BETA], s['beta'], full)
+  if sizes.gated:
+    plgpu.copy_gmem_to_smem(rows.at[index, layout.SUM], s['sums'], full)
+  plgpu.barrier_wait(full)
+  _compute(s, sizes)
+  if sizes.normalized:
+    plgpu.copy_smem_to_gmem(s['norms'], refs['key_norms'].at[index])
+  _copy_out(s['t'], refs['inverse'].at[index])
+
+
+def _scratch(sizes, tasks):
+  """Returns the scratch by name, for a number of tasks at a time."""
+  line = plgpu.SMEM((tasks, _C), jnp.float32)
+  small = utils.shared(tasks, 2 * _C, _SMALL, tile=_SMALL)
+  return {
+    'k': utils.shared(tasks, _C, sizes.K),
+    'rows': plgpu.SMEM((tasks, sizes.lines, _C), jnp.float32),
+    'beta': line,
+    'sums': line,
+    'norms': line,
+    't': utils.shared(tasks, 4 * _C, _HALF, tile=_HALF),
+    'x': utils.shared(tasks, 2 * _C, _HALF, tile=_HALF),
+    'small_a': small,
+    'small_x': small,
+    'full': plgpu.Barrier(
+      num_arrivals=4 if sizes.gated else 3, num_barriers=tasks
+    ),
+  }
+
+
+def _results(sizes):
+  """Returns shapes and dtypes of the results by name."""
+  count = sizes.rows * sizes.chunks
+  shape = (count, 3 * _C, _HALF)
+  results = {'inverse': jax.ShapeDtypeStruct(shape, jnp.bfloat16)}
+  if sizes.normalized:
+    results['key_norms'] = layout.norms(sizes)
+  return results
+
+
+def helpers(rows, sizes: layout.Sizes) -> scan.Helpers:
+  """Returns the kernel as `Helpers` of `mosaic_gpu_recurrence`.
+
+  Args:
+    rows: float32 [R N, 1 or 4, C].
+    sizes: of the call.
+  """
+  return scan.Helpers(
+    work=functools.partial(_invert_chunk, sizes=sizes),
+    inputs={'rows': rows},
+    results=_results(sizes),
+    scratch=functools.partial(_scratch, sizes),
+    ahead=True,
+    workers=2,
+    registers=240,
+  )
 
 
 def inverse(
@@ -212,48 +290,24 @@ def inverse(
     are to be normalised.
   """
   count = sizes.rows * sizes.chunks
-  scratch = [
-    utils.shared(groups, _C, sizes.K),
-    plgpu.SMEM((groups, sizes.lines, _C), jnp.float32),
-    *[plgpu.SMEM((groups, _C), jnp.float32)] * 3,
-    utils.shared(groups, 4 * _C, _HALF, tile=_HALF),
-    utils.shared(groups, 2 * _C, _HALF, tile=_HALF),
-    utils.shared(groups, 2 * _C, _SMALL, tile=_SMALL),
-    utils.shared(groups, 2 * _C, _SMALL, tile=_SMALL),
-    plgpu.Barrier(num_arrivals=4 if sizes.gated else 3, num_barriers=groups),
-  ]
-  results = [jax.ShapeDtypeStruct((count, 3 * _C, _HALF), jnp.bfloat16)]
-  if sizes.normalized:
-    results.append(layout.norms(sizes))
+  results = _results(sizes)
 
-  def kernel(k_g, rows_g, t_g, *others):
-    *norms_g, scratch = others
+  def kernel(k_g, rows_g, *others):
+    *results_g, scratch = others
+    refs = dict(zip(results, results_g, strict=True))
+    refs |= {'k': k_g, 'rows': rows_g}
     group = lax.axis_index('warpgroup')
     index = lax.axis_index('block') * groups + group
-    k_s, rows_s, beta_s, sum_s, norms_s, *pairs, full = (
-      ref.at[group] for ref in scratch
-    )
+    own = {name: ref.at[group] for name, ref in scratch.items()}
 
     @pl.when(index < count)
     def _():
-      at = layout.place(lax.div(index, jnp.int32(sizes.chunks)), sizes)
-      tokens = layout.block(lax.rem(index, jnp.int32(sizes.chunks)), _C)
-      keys = layout.block(at.key, sizes.K)
-      plgpu.copy_gmem_to_smem(k_g.at[at.batch, tokens, keys], k_s, full)
-      plgpu.copy_gmem_to_smem(rows_g.at[index], rows_s, full)
-      plgpu.copy_gmem_to_smem(rows_g.at[index, layout.BETA], beta_s, full)
-      if sizes.gated:
-        plgpu.copy_gmem_to_smem(rows_g.at[index, layout.SUM], sum_s, full)
-      plgpu.barrier_wait(full)
-      _compute(k_s, rows_s, beta_s, sum_s, norms_s, pairs, sizes)
-      for ref in norms_g:
-        plgpu.copy_smem_to_gmem(norms_s, ref.at[index])
-      _copy_out(pairs[0], t_g.at[index])
+      _invert_chunk(refs, lambda: (own, index), sizes)
 
   found, *norms = plgpu.kernel(
     kernel,
-    out_type=results,
-    scratch_types=[scratch],
+    out_type=list(results.values()),
+    scratch_types=[_scratch(sizes, groups)],
     grid=(-(-count // groups),),
     grid_names=('block',),
     num_threads=groups,

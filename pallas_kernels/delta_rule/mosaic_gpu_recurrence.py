@@ -202,21 +202,33 @@ def _leaves(sizes):
 
 
 def outputs(
-  q, k, v, inverse, rows, key_norms, first, sizes, *, keep, config
-) -> Outputs:
-  """Returns the outputs, the last state, and more.
+  q,
+  k,
+  v,
+  inverse,
+  rows,
+  key_norms,
+  first,
+  sizes,
+  *,
+  keep,
+  config,
+  helpers=None,
+) -> tuple[Outputs, dict[str, jax.Array]]:
+  """Returns the outputs, the last state, and more; and results of helpers.
 
   Args:
     q: queries, see `mosaic_gpu_layout` for all but `first`.
     k: keys.
     v: values.
-    inverse: pairs of all chunks.
+    inverse: pairs of all chunks; None: helpers find it.
     rows: strengths and decays.
-    key_norms: None unless keys are to be normalised.
+    key_norms: None unless keys are to be normalised, or as `inverse`.
     first: float32 [R, K, V], the state that enters.
     sizes: of the call.
     keep: return what `states` does, too.
-    config: gives stages and how to interpret the kernel.
+    config: gives stages, processors and how to interpret the kernel.
+    helpers: None, or `Helpers` that find T and the norms of the keys.
   """
   last = (sizes.rows, sizes.V, sizes.K)
   results = {
@@ -227,6 +239,7 @@ def outputs(
     results['query_norms'] = layout.norms(sizes)
   if keep:
     results |= _kept(sizes)
+  name = 'delta_rule_inverse_recurrence' if helpers else 'delta_rule_recurrence'
   found = scan.run(
     scan.Scan(
       advance=_advance,
@@ -239,15 +252,16 @@ def outputs(
     ),
     sizes,
     config,
-    'delta_rule_recurrence_saving' if keep else 'delta_rule_recurrence',
+    f'{name}_saving' if keep else name,
+    helpers,
   )
-  found = dict(zip(results, found, strict=True))
-  return Outputs(
+  found_here = Outputs(
     found['o'],
     jnp.swapaxes(found['last'], 1, 2),
     found.get('query_norms'),
     States(found['states'], found['x']) if keep else None,
   )
+  return found_here, found
 
 
 def states(k, v, inverse, rows, key_norms, first, sizes, *, config) -> States:
@@ -268,4 +282,4 @@ def states(k, v, inverse, rows, key_norms, first, sizes, *, config) -> States:
     config,
     'delta_rule_states',
   )
-  return States(*found)
+  return States(found['states'], found['x'])

@@ -9,8 +9,8 @@ outputs,
 
 symbols as in `mosaic_gpu_recurrence`. What it keeps and stores is M = -dS, what
 it finds first -dX: the products that are large then add up in the registers of
-M. It stores M of every chunk and the pairs dV; the other gradients follow from
-these, all chunks in parallel, see `mosaic_gpu_chunk_bwd`. If q and k are to be
+M. It stores M of every chunk and dV; the other gradients follow from these, all
+chunks in parallel, see `mosaic_gpu_chunk_bwd`. If q and k are to be
 normalised, dO is divided by |q|, and what is stored is |k| dV, the gradient of
 the values.
 
@@ -60,10 +60,11 @@ def _leave_dv(block, number, dv):
   if sizes.normalized:
     norms = utils.load_columns(use['key_norms'])
     left = dv * utils.over_columns(norms, _W)
-  parts = written = utils.split(left)
+  written = utils.split(left)
+  high = written[0]
 
   def leave():
-    block.leave('dv', jnp.concatenate(parts, axis=0))
+    block.leave('dv', high)
 
   if sizes.normalized and block.groups > 1:
     leave()  # There are no registers for one pair more.
@@ -133,15 +134,13 @@ def _store_dv(block, number):
   refs = block.refs
   _end_store(block, 'minus')
   block.wait('dv')
-  high, low = layout.pair(block.left('dv'))
-  target = refs['dv_low'].at[block.index(number), block.columns]
-  plgpu.copy_smem_to_gmem(low, target)
-  turned = utils.load_transposed(high)
+  dv = block.left('dv')
+  turned = utils.load_transposed(dv)
   plgpu.commit_smem()  # All have loaded what is now stored to.
-  high[...] = turned
+  dv[...] = turned
   plgpu.commit_smem()
   target = refs['dv'].at[block.at.batch, block.tokens(number), block.values]
-  plgpu.copy_smem_to_gmem(high, target)
+  plgpu.copy_smem_to_gmem(dv, target)
 
 
 def _end_store(block, name):
@@ -170,8 +169,8 @@ def _finish(block, number):
 
 
 def state_gradients(
-  q, k, do, inverse, rows, norms, minus, sizes, *, config
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+  q, k, do, inverse, rows, norms, minus, sizes, *, config, helpers=None
+) -> dict[str, jax.Array]:
   """Returns M of the states that leave each chunk, dV, and M of the first.
 
   Args:
@@ -183,18 +182,18 @@ def state_gradients(
     norms: those of keys and queries by name, empty if these stay as they are.
     minus: float32 [R, K, V], M of the final state.
     sizes: of the call.
-    config: gives stages and how to interpret the kernel.
+    config: gives stages, processors and how to interpret the kernel.
+    helpers: None, or `Helpers` that read what is found.
 
   Returns:
-    (M of every chunk like `states`, the high parts of dV, bfloat16
-    [B, T, HV V], the low ones transposed, bfloat16 [R N, V, C], M of the
-    initial state, float32 [R, K, V]).
+    By name: `minus`, M of every chunk like `states`; `dv`, bfloat16
+    [B, T, HV V]; `last`, M of the initial state, float32 [R, K, V]; and what
+    helpers find.
   """
   inputs = {'q': q, 'k': k, 'do': do, 'inverse': inverse}
   inputs |= norms | ({'rows': rows} if sizes.gated else {})
-  low = (sizes.rows * sizes.chunks, sizes.V, _C)
   last = (sizes.rows, sizes.V, sizes.K)
-  *found, last = scan.run(
+  found = scan.run(
     scan.Scan(
       advance=_advance,
       finish=_finish,
@@ -202,18 +201,21 @@ def state_gradients(
       results={
         'minus': layout.states(sizes),
         'dv': jax.ShapeDtypeStruct(do.shape, jnp.bfloat16),
-        'dv_low': jax.ShapeDtypeStruct(low, jnp.bfloat16),
         'last': jax.ShapeDtypeStruct(last, jnp.float32),
       },
       first=jnp.swapaxes(minus, 1, 2),
-      states_leave={'minus': (_W, sizes.K), 'dv': (2 * _W, _C)},
+      states_leave={'minus': (_W, sizes.K), 'dv': (_W, _C)},
       results_leave={'scores': (2 * _C, _C), 'reads': (_C, _W)},
       common=('scores',),
       reverse=True,
       first_number=-1,
+      stores=2,
     ),
     sizes,
     config,
-    'delta_rule_recurrence_bwd',
+    'delta_rule_recurrence_chunk_bwd'
+    if helpers
+    else 'delta_rule_recurrence_bwd',
+    helpers,
   )
-  return *found, jnp.swapaxes(last, 1, 2)
+  return found | {'last': jnp.swapaxes(found['last'], 1, 2)}

@@ -10,6 +10,14 @@ memory.
 Those for states and the one for results hand each other arrays in shared
 memory. Each of these, `left` by one, is `ready` for the other until that has
 made it `free` again.
+
+Where rows are so few that at least half of the GPU would be idle, the rest of
+it can work beside them in the same launch: `Helpers` are blocks of threads that
+take chunk after chunk, of all rows, as these come to them. They are ahead of
+the recurrence, and make what it copies, or behind it, and read what it stores;
+a semaphore in device memory for each chunk says that it is there. A block waits
+only for blocks with lower numbers, which started before it, so that none waits
+in vain on a GPU that has less room than the launch asks for.
 """
 
 from collections.abc import Callable, Mapping
@@ -28,12 +36,25 @@ _C = layout.CHUNK
 _W = utils.TILE
 # Registers of a thread for states, for results, for copies, by the number of
 # warpgroups for states.
-_REGISTERS = {1: (240, 216, 24), 2: (176, 136, 24)}
+_REGISTERS = {1: (240, 208, 56), 2: (176, 136, 24)}
+_FEWEST_REGISTERS = 24
+# Chunks of which helpers are told at a time: to tell them takes a while.
+_PUBLISHED = 4
 # What fits the shared memory where there are two.
 _STAGES_OF_TWO = 2
 _OF_KEYS = ('q', 'k')
 _OF_VALUES = ('v', 'do')
 NORMS = ('key_norms', 'query_norms')
+
+
+def _signal(made, index):
+  if made is not None:
+    pl.semaphore_signal(made.at[index])
+
+
+def _wait(made, index, count):
+  if made is not None:
+    pl.semaphore_wait(made.at[index], count, decrement=False)
 
 
 class Block(NamedTuple):
@@ -51,6 +72,7 @@ class Block(NamedTuple):
     common: names of what is left for all of these at once.
     sizes: of the call.
     reverse: chunks are taken from the last to the first.
+    made: semaphores [R N] between rows and `Helpers`, or None.
   """
 
   refs: Any
@@ -64,6 +86,7 @@ class Block(NamedTuple):
   common: tuple[str, ...]
   sizes: layout.Sizes
   reverse: bool
+  made: Any
 
   def of_group(self, group):
     """Returns the one for other columns; this one must be for the first."""
@@ -150,6 +173,10 @@ class Block(NamedTuple):
     """Waits until what this warpgroup has left is no longer read."""
     plgpu.barrier_wait(self._barrier(name, 'free'))
 
+  def publish(self, number):
+    """Says to helpers that what a chunk has in device memory is there."""
+    _signal(self.made, self.index(number))
+
 
 class Scan(NamedTuple):
   """What a kernel does with the chunks.
@@ -171,6 +198,7 @@ class Scan(NamedTuple):
     reverse: chunks are taken from the last to the first.
     first_number: of the first call of `finish`; -1 if it prepares the next
       chunk.
+    stores: how many of them `finish` starts for a chunk, if helpers read them.
   """
 
   advance: Callable[[Block, Any, jax.Array], jax.Array]
@@ -184,6 +212,34 @@ class Scan(NamedTuple):
   work: Mapping[str, tuple[int, ...]] = {}
   reverse: bool = False
   first_number: int = 0
+  stores: int = 0
+
+
+class Helpers(NamedTuple):
+  """What blocks of threads without a row do, a warpgroup for each task.
+
+  Attributes:
+    work: (refs by name, scratch by name, index in R N, part) -> None: a task.
+    inputs: arrays by name, beside those of the scan.
+    results: shapes and dtypes by name; those that the scan copies it waits for.
+    scratch: of one task, by name, for a number of them at a time.
+    ahead: of the scan; otherwise behind it.
+    workers: warpgroups of a block that work.
+    registers: of a thread of these.
+    parts: tasks of a chunk.
+    turns: tasks of a warpgroup behind the scan, where blocks follow each other;
+      ahead of it each has its share.
+  """
+
+  work: Callable[[Any, Any, Any, Any], None]
+  inputs: Mapping[str, jax.Array]
+  results: Mapping[str, jax.ShapeDtypeStruct]
+  scratch: Callable[[int], Mapping[str, Any]]
+  ahead: bool
+  workers: int
+  registers: int
+  parts: int = 1
+  turns: int = 1
 
 
 def _states(block: Block, scan: Scan):
@@ -205,8 +261,8 @@ def _states(block: Block, scan: Scan):
     block.wait_free(name)
 
 
-def _results(block: Block, scan: Scan):
-  """What the warpgroup for results does."""
+def _results(block: Block, scan: Scan, is_read: bool):
+  """What the warpgroup for results does; helpers may read what it stores."""
 
   def begin(block):
     for name in scan.states_leave:
@@ -214,6 +270,15 @@ def _results(block: Block, scan: Scan):
 
   def take(number, carry):
     scan.finish(block, number)
+    if is_read:
+      is_published = lax.rem(number, jnp.int32(_PUBLISHED)) == 0
+
+      @pl.when((number > 0) & is_published)
+      def _():
+        # Stores take a while to arrive; those of the chunks before have.
+        plgpu.wait_smem_to_gmem(scan.stores)
+        block.publish(number - 1)
+
     return carry
 
   def end(block):
@@ -227,6 +292,8 @@ def _results(block: Block, scan: Scan):
   for name in scan.common:
     block.wait_free(name)
   plgpu.wait_smem_to_gmem(0)
+  if is_read:
+    block.publish(block.sizes.chunks - 1)
 
 
 def _source(block: Block, name, number):
@@ -242,8 +309,8 @@ def _source(block: Block, name, number):
   return refs[name].at[index]
 
 
-def _copies(block: Block, stages):
-  """What the warpgroup for copies does."""
+def _copies(block: Block, stages, is_made: bool):
+  """What the warpgroup for copies does; helpers may make what it copies."""
   full, free = block.barriers['full'], block.barriers['free']
   count = block.sizes.chunks
 
@@ -254,6 +321,8 @@ def _copies(block: Block, stages):
     def _():
       plgpu.barrier_wait(free.at[slot])
 
+    if is_made:
+      _wait(block.made, block.index(number), 1)
     for name in block.chunks:
       for group in range(block.groups if name in _OF_VALUES else 1):
         part = block.of_group(group)
@@ -300,43 +369,153 @@ def _scratch(scan: Scan, copied, sizes, stages, groups):
   )
 
 
-def _body(scan: Scan, names, sizes, stages, groups):
-  """Returns the kernel's function; `names` are those of its arrays."""
+def _row_blocks(sizes: layout.Sizes, groups: int) -> int:
+  return sizes.rows * sizes.value_blocks // groups
+
+
+def _take_row(scan: Scan, helpers, refs, number, made, sizes, scratch, groups):
+  """What a block of threads with a row does, or with columns of one."""
   of_states, of_results, of_copies = _REGISTERS[groups]
+  chunks, work, barriers = scratch
+  splits = jnp.int32(sizes.value_blocks // groups)
+  block = Block(
+    refs=refs,
+    chunks=chunks,
+    work=work,
+    barriers=barriers,
+    at=layout.place(lax.div(number, splits), sizes),
+    part=lax.rem(number, splits),  # 0 where there are more groups than one.
+    group=jnp.int32(0),
+    groups=groups,
+    common=scan.common,
+    sizes=sizes,
+    reverse=scan.reverse,
+    made=made,
+  )
+  group = lax.axis_index('warpgroup')
+
+  @pl.when(group < groups)
+  def _():
+    plgpu.set_max_registers(of_states, action='increase')
+    _states(block.of_group(group), scan)
+
+  @pl.when(group == groups)
+  def _():
+    plgpu.set_max_registers(of_results, action='increase')
+    _results(block, scan, helpers is not None and not helpers.ahead)
+
+  @pl.when(group == groups + 1)
+  def _():
+    plgpu.set_max_registers(of_copies, action='decrease')
+    _copies(block, chunks['k'].shape[0], helpers is not None and helpers.ahead)
+
+
+def _turns(helpers: Helpers, sizes, count: int) -> int:
+  """Returns how many tasks a warpgroup of `count` blocks of helpers has."""
+  tasks = sizes.rows * sizes.chunks * helpers.parts
+  return -(-tasks // (count * helpers.workers))
+
+
+def _help(scan: Scan, helpers: Helpers, refs, number, made, sizes, count, own):
+  """What a block of helpers does, the one of this number."""
+  scratch, slots = own
+  parts, rows, workers = helpers.parts, sizes.rows, helpers.workers
+  tasks, turns = rows * sizes.chunks * parts, _turns(helpers, sizes, count)
+  group = lax.axis_index('warpgroup')
+  if helpers.ahead:
+    first, stride = number * workers + group, count * workers
+  else:
+    first, stride = number * turns * workers + group, workers
+
+  def place(task):
+    """Returns the row, the number of the chunk and the part of it."""
+    row = lax.rem(lax.div(task, jnp.int32(parts)), jnp.int32(rows))
+    number = lax.div(task, jnp.int32(rows * parts))
+    return row, number, lax.rem(task, jnp.int32(parts))
+
+  def index(row, number):
+    chunk = sizes.chunks - 1 - number if scan.reverse else number
+    return row * sizes.chunks + chunk
+
+  def find():
+    slot, task = slots[group, 0], slots[group, 1]
+    row, number, part = place(task)
+    use = {name: ref.at[slot] for name, ref in scratch.items()}
+    return use, index(row, number), part
+
+  def take(task):
+    slots[group, 1] = task
+    row, number, _ = place(task)
+    if not helpers.ahead:
+      last = number - lax.rem(number, jnp.int32(_PUBLISHED)) + (_PUBLISHED - 1)
+      last = jnp.minimum(last, jnp.int32(sizes.chunks - 1))
+      _wait(made, index(row, last), sizes.value_blocks)
+    helpers.work(refs, find)
+    if helpers.ahead:
+      plgpu.wait_smem_to_gmem(0)
+      _, at, _ = find()
+      _signal(made, at)
+
+  def step(turn, carry):
+    task = first + turn * stride
+    pl.when(task < tasks)(lambda: take(task))
+    return carry
+
+  def work():
+    plgpu.set_max_registers(helpers.registers, action='increase')
+    slots[group, 0] = group
+    lax.fori_loop(0, turns, step, None)
+
+  def rest():
+    plgpu.set_max_registers(_FEWEST_REGISTERS, action='decrease')
+
+  lax.cond(group < workers, work, rest)
+
+
+def _body(scan: Scan, helpers, count, names, sizes, scratch, groups, made):
+  """Returns the kernel's function.
+
+  Args:
+    scan: what blocks with a row do.
+    helpers: what others do, or None.
+    count: of these.
+    names: of the kernel's arrays.
+    sizes: of the call.
+    scratch: of a block with a row.
+    groups: its warpgroups for states.
+    made: the type of the semaphores, or None.
+  """
+  rows = _row_blocks(sizes, groups)
+  first_row = count if helpers and helpers.ahead else 0
+  first_helper = 0 if helpers and helpers.ahead else rows
 
   def body(*refs):
-    *refs, chunks, work, barriers = refs
+    refs = dict(zip(names, refs, strict=True))
+    semaphores = None if made is None else pl.get_global(made)
     number = lax.axis_index('block')
-    splits = jnp.int32(sizes.value_blocks // groups)
-    block = Block(
-      refs=dict(zip(names, refs, strict=True)),
-      chunks=chunks,
-      work=work,
-      barriers=barriers,
-      at=layout.place(lax.div(number, splits), sizes),
-      part=lax.rem(number, splits),  # 0 where there are more groups than one.
-      group=jnp.int32(0),
-      groups=groups,
-      common=scan.common,
-      sizes=sizes,
-      reverse=scan.reverse,
-    )
-    group = lax.axis_index('warpgroup')
 
-    @pl.when(group < groups)
-    def _():
-      plgpu.set_max_registers(of_states, action='increase')
-      _states(block.of_group(group), scan)
+    def take_row(*scratch):
+      at = number - first_row
+      _take_row(scan, helpers, refs, at, semaphores, sizes, scratch, groups)
 
-    @pl.when(group == groups)
-    def _():
-      plgpu.set_max_registers(of_results, action='increase')
-      _results(block, scan)
+    def help_(*own):
+      at = number - first_helper
+      _help(scan, helpers, refs, at, semaphores, sizes, count, own)
 
-    @pl.when(group == groups + 1)
-    def _():
-      plgpu.set_max_registers(of_copies, action='decrease')
-      _copies(block, stages)
+    def with_row():
+      pl.run_scoped(take_row, *scratch, collective_axes='warpgroup')
+
+    def without_row():
+      own = helpers.scratch(helpers.workers)
+      slots = plgpu.SMEM((helpers.workers, 2), jnp.int32)
+      pl.run_scoped(help_, own, slots, collective_axes='warpgroup')
+
+    if not helpers:
+      with_row()
+    else:
+      # Not one `pl.when` after the other: the second would keep registers.
+      has_row = (number >= first_row) & (number < first_row + rows)
+      lax.cond(~has_row, without_row, with_row)
 
   return body
 
@@ -353,14 +532,27 @@ def state_groups(sizes: layout.Sizes, config) -> int:
   return sizes.value_blocks
 
 
-def run(scan: Scan, sizes: layout.Sizes, config, name: str) -> list[jax.Array]:
-  """Runs a kernel and returns its results.
+def helper_blocks(sizes: layout.Sizes, config) -> int:
+  """Returns how many blocks of threads without a row there may be."""
+  rows = sizes.rows * sizes.value_blocks
+  return config.processors - rows if 2 * rows <= config.processors else 0
+
+
+def run(
+  scan: Scan,
+  sizes: layout.Sizes,
+  config,
+  name: str,
+  helpers: Helpers | None = None,
+) -> dict[str, jax.Array]:
+  """Runs a kernel and returns its results by name, those of helpers too.
 
   Args:
     scan: what it does.
     sizes: of the call.
     config: gives stages, processors and how to interpret the kernel.
     name: of the kernel.
+    helpers: what others do beside it, if `helper_blocks` are there.
   """
   groups = state_groups(sizes, config)
   stages = min(config.stages, sizes.chunks)
@@ -368,16 +560,37 @@ def run(scan: Scan, sizes: layout.Sizes, config, name: str) -> list[jax.Array]:
     stages = min(stages, _STAGES_OF_TWO)
   has_sums = sizes.gated and 'q' in scan.inputs
   copied = [*scan.inputs, *(['sums'] if has_sums else [])]
-  names = [*scan.inputs, 'first', *scan.results]
-  return plgpu.kernel(
-    _body(scan, names, sizes, stages, groups),
-    out_type=list(scan.results.values()),
-    scratch_types=list(_scratch(scan, copied, sizes, stages, groups)),
-    grid=(sizes.rows * sizes.value_blocks // groups,),
+  inputs, results, count, made = dict(scan.inputs), dict(scan.results), 0, None
+  if helpers:
+    inputs |= helpers.inputs
+    results |= helpers.results
+    inputs = {name: x for name, x in inputs.items() if name not in results}
+    count = helper_blocks(sizes, config)
+    if not helpers.ahead:
+      count = _turns(helpers, sizes, helpers.turns)
+    count = min(count, _turns(helpers, sizes, 1))
+    if not config.interpret:  # It takes block after block.
+      made = plgpu.SemaphoreType.REGULAR((sizes.rows * sizes.chunks,))
+  inputs['first'] = scan.first
+  scratch = _scratch(scan, copied, sizes, stages, groups)
+  found = plgpu.kernel(
+    _body(
+      scan,
+      helpers,
+      count,
+      [*inputs, *results],
+      sizes,
+      scratch,
+      groups,
+      made,
+    ),
+    out_type=list(results.values()),
+    grid=(_row_blocks(sizes, groups) + count,),
     grid_names=('block',),
     num_threads=groups + 2,
     thread_name='warpgroup',
     compiler_params=plgpu.CompilerParams(approx_math=True),
     interpret=config.interpret,
     kernel_name=name,
-  )(*scan.inputs.values(), scan.first)
+  )(*inputs.values())
+  return dict(zip(results, found, strict=True))

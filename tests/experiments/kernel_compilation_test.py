@@ -33,6 +33,15 @@ KERNELS = tuple(
     'chunk_bwd',
   )
 )
+# Two of them in one launch.
+SHARED = tuple(
+  f'delta_rule_{name}'
+  for name in (
+    'inverse_recurrence',
+    'inverse_recurrence_saving',
+    'recurrence_chunk_bwd',
+  )
+)
 
 
 @functools.cache
@@ -51,17 +60,22 @@ def _rows():
 @pytest.mark.usefixtures('compiler')
 def test_all_kernels_are_compiled_at_every_size():
   rows = _rows()
-  assert {(r['kernel'], r['head_dim'], r['gate']) for r in rows} == set(
-    itertools.product(KERNELS, (64, 128), ('none', 'head'))
+  cases = {(r['kernel'], r['head_dim'], r['gate']) for r in rows}
+  expected = set(
+    itertools.product((*KERNELS, *SHARED), (64, 128), ('none', 'head'))
   )
+  # With decays the gradients within chunks are always a kernel of their own.
+  expected -= {(SHARED[-1], width, 'head') for width in (64, 128)}
+  assert cases == expected
   normalized = {(r['kernel'], r['gate']) for r in rows if r['normalize_qk']}
-  assert len(normalized) == len(KERNELS) * 2
+  assert len(normalized) == (len(KERNELS) + len(SHARED)) * 2 - 1
   whole = [r for r in rows if r['columns'] == 128]
   assert {r['kernel'] for r in whole} == set(KERNELS[1:-1])
   assert len(whole) == len(KERNELS[1:-1]) * 4
   # More than the compulsory bytes of q, k, v, beta and the gradients.
   assert all(row['bytes_per_token'] > 2 * row['head_dim'] for row in rows)
-  assert all(r['flops_per_token'] > 0 for r in rows if r['columns'] == 64)
+  alone = [r for r in rows if r['columns'] == 64 and r['kernel'] in KERNELS]
+  assert all(r['flops_per_token'] > 0 for r in alone)
 
 
 @pytest.mark.usefixtures('compiler')
@@ -75,20 +89,21 @@ def test_the_docstring_states_the_products_of_the_kernels():
     for row in _rows()
     if (row['head_dim'], row['columns'], row['gate']) == (128, 64, 'none')
     and not row['normalize_qk']
+    and row['kernel'] in KERNELS
   }
 
 
 @pytest.mark.usefixtures('compiler')
 @pytest.mark.parametrize('gate', kernel_compilation.GATES)
 @pytest.mark.parametrize('head_dim', kernel_compilation.HEAD_DIMS)
-@pytest.mark.parametrize('kernel', KERNELS)
+@pytest.mark.parametrize('kernel', (*KERNELS, *SHARED))
 def test_a_kernel_keeps_its_gates(kernel, head_dim, gate):
   found = [
     row
     for row in _rows()
     if (row['kernel'], row['head_dim'], row['gate']) == (kernel, head_dim, gate)
   ]
-  assert found
+  assert found or (kernel, gate) == (SHARED[-1], 'head')
   assert not [row['broken'] for row in found if row['broken']]
 
 

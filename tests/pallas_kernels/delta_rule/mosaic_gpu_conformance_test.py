@@ -61,9 +61,12 @@ def _check(
   _hold(*found, races, **options)
 
 
-def _hold(problem, expected, reference, races=False, **options):
+def _hold(problem, expected, reference, races=False, processors=2, **options):
+  batch, _, heads, width = problem.arguments['v'].shape
   config = mosaic_gpu_config.Config(
-    interpret=mosaic_gpu_interpreter.parameters(detect_races=races), **options
+    interpret=mosaic_gpu_interpreter.parameters(detect_races=races),
+    processors=processors or batch * heads * width // 64,
+    **options,
   )
   actual = _evaluate(problem, config)
   allowed = testing.limits(problem, expected, reference)
@@ -107,6 +110,15 @@ def test_no_races_of_blocks_for_whole_rows(gate, normalize_qk, save_states):
     processors=1,
   )
   assert not mosaic_gpu_interpreter.races_found()
+
+
+@pytest.mark.parametrize(
+  ('gate', 'normalize_qk', 'segments'),
+  [(None, True, 'none'), ('head_mixed', False, 'mixed')],
+)
+def test_others_work_beside_the_rows(gate, normalize_qk, segments):
+  spec = _spec(T=200, HV=2, V=128)
+  _check(spec, 'random', segments, gate, normalize_qk, processors=9)
 
 
 @pytest.mark.parametrize('kind', ['cos_0.9_beta_2', 'cos_1_beta_2'])

@@ -16,14 +16,23 @@ from pallas_kernels.delta_rule import mosaic_gpu_layout as layout
 from pallas_kernels.delta_rule import mosaic_gpu_scan as scan
 from tests import mosaic_gpu_interpreter
 
+# By whether states are kept, and whether half of the GPU would be idle.
 KERNELS = {
-  'with_states': (
+  (True, False): (
     'inverse',
     'recurrence_saving',
     'recurrence_bwd',
     'chunk_bwd',
   ),
-  'without': ('inverse', 'recurrence', 'states', 'recurrence_bwd', 'chunk_bwd'),
+  (False, False): (
+    'inverse',
+    'recurrence',
+    'states',
+    'recurrence_bwd',
+    'chunk_bwd',
+  ),
+  (True, True): ('inverse_recurrence_saving', 'recurrence_chunk_bwd'),
+  (False, True): ('inverse_recurrence', 'states', 'recurrence_chunk_bwd'),
 }
 
 
@@ -42,9 +51,11 @@ def _loss(arguments, config=None, **options):
   return jnp.sum(o.astype(jnp.float32)) + jnp.sum(state)
 
 
-def _interpreted(detect_races=False, **options):
+def _interpreted(detect_races=False, processors=1, **options):
   interpret = mosaic_gpu_interpreter.parameters(detect_races=detect_races)
-  return mosaic_gpu_config.Config(interpret=interpret, **options)
+  return mosaic_gpu_config.Config(
+    interpret=interpret, processors=processors, **options
+  )
 
 
 @pytest.mark.parametrize(
@@ -74,19 +85,24 @@ def test_says_why_it_cannot_run_here():
     delta_rule(**_arguments(), implementation='mosaic_gpu')
 
 
-@pytest.mark.parametrize('kept', KERNELS)
+@pytest.mark.parametrize(('kept', 'idle'), KERNELS)
 @pytest.mark.parametrize('gated', [False, True])
 @pytest.mark.parametrize(('width', 'length'), [(64, 101), (128, 200)])
-def test_lowers_for_cuda(width, length, gated, kept):
+def test_lowers_for_cuda(width, length, gated, kept, idle):
   arguments = _arguments(T=length, HV=2, K=width, V=width)
   if gated:
     arguments['g'] = jnp.zeros(arguments['beta'].shape, jnp.float32)
-  config = mosaic_gpu_config.Config(save_states=kept == 'with_states')
+  config = mosaic_gpu_config.Config(
+    save_states=kept, processors=50 if idle else 2 * width // 64
+  )
   run = jax.jit(jax.value_and_grad(_loss), static_argnums=1)
   lowered = run.trace(arguments, config).lower(lowering_platforms=('cuda',))
   text = lowered.as_text()
-  called = re.findall(r'delta_rule_(\w+?)_mosaic_gpu', text)
-  assert set(called) == set(KERNELS[kept])
+  called = set(re.findall(r'delta_rule_(\w+?)_mosaic_gpu', text))
+  expected = set(KERNELS[kept, idle])
+  if gated and idle:
+    expected ^= {'recurrence_chunk_bwd', 'recurrence_bwd', 'chunk_bwd'}
+  assert called == expected
 
 
 # A row counts once for all devices; every device has the same shared memory.
@@ -99,7 +115,7 @@ def test_lowers_for_cuda(width, length, gated, kept):
     }
   ),
 )
-@pytest.mark.parametrize('processors', [132, 1])
+@pytest.mark.parametrize('processors', [132, 2, 1])
 def test_every_row_of_the_table_fits_the_shared_memory(row, processors):
   key_dim, value_dim, *tuned = row
   named = zip(mosaic_gpu_config.TUNED, tuned, strict=True)
@@ -211,6 +227,38 @@ def test_blocks_for_whole_rows_give_the_same_bits(gated, normalize_qk):
 
 
 @pytest.mark.parametrize(
+  ('gated', 'normalize_qk', 'processors', 'save_states'),
+  [(False, False, 4, True), (False, True, 5, False), (True, False, 50, True)],
+)
+def test_helpers_give_the_same_bits(
+  gated, normalize_qk, processors, save_states
+):
+  arguments = _arguments(T=200, V=128)
+  if gated:
+    arguments['g'] = -arguments['beta'].astype(jnp.float32)
+
+  def run(processors):
+    config = _interpreted(processors=processors, save_states=save_states)
+    loss = functools.partial(_loss, config=config, normalize_qk=normalize_qk)
+    return jax.jit(jax.value_and_grad(loss))(arguments)
+
+  same = jax.tree.map(jnp.array_equal, run(2), run(processors))
+  assert all(jax.tree.leaves(same))
+
+
+@pytest.mark.parametrize(
+  ('rows', 'width', 'blocks'),
+  [(16, 128, 100), (33, 128, 66), (34, 128, 0), (66, 64, 66), (67, 64, 0)],
+)
+def test_helpers_if_half_of_the_processors_have_no_row(rows, width, blocks):
+  sizes = layout.Sizes(
+    B=1, T=64, H=rows, HV=rows, K=64, V=width, gated=False, scale=1.0
+  )
+  config = mosaic_gpu_config.Config(processors=132)
+  assert scan.helper_blocks(sizes, config) == blocks
+
+
+@pytest.mark.parametrize(
   ('rows', 'width', 'groups'), [(66, 128, 1), (67, 128, 2), (133, 64, 1)]
 )
 def test_whole_rows_if_blocks_are_more_than_processors(rows, width, groups):
@@ -222,7 +270,8 @@ def test_whole_rows_if_blocks_are_more_than_processors(rows, width, groups):
 
 
 def test_states_are_kept_only_for_gradients():
-  loss = functools.partial(_loss, config=mosaic_gpu_config.Config())
+  config = mosaic_gpu_config.Config(processors=1)
+  loss = functools.partial(_loss, config=config)
   saving = 'delta_rule_recurrence_saving'
   assert saving not in str(jax.make_jaxpr(loss)(_arguments()))
   text = str(jax.make_jaxpr(jax.grad(loss))(_arguments()))
