@@ -13,7 +13,8 @@ sum over chunks of dW is in float32.
 
 On an ambient mesh every device takes its own tokens and its own part of the
 vocabulary: maxima, sums and the labels' logits meet over `tensor`, dW is
-scattered over `fsdp` and summed over the other axes once, after the chunks.
+scattered over `sharding.SHARDS` and summed over the other axes once, after the
+chunks.
 """
 
 import functools

@@ -4,14 +4,16 @@ The mesh has Auto axes, any of these, in any order and of any size:
 
     dcn_data  copies of the model on slices that a slow network joins
     data      copies of the model; each sees its own rows of the batch
-    fsdp      rows too; each device keeps a share of every large parameter and
-              gathers a block's when it runs (fully sharded data parallel)
+    fsdp      rows too
     sequence  parts of every row; states go from device to device
     tensor    heads, MLP channels and vocabulary
 
+Over `SHARDS`, fsdp and sequence, each device keeps a share of every large
+parameter and gathers a block's when it runs (fully sharded data parallel).
+
 `PARAMETERS` maps the name of a parameter to the mesh axes of its last
 dimensions; leading ones (the layers that a scan goes over) are whole. What no
-rule names is sharded over fsdp along the longest of its last two dimensions, if
+rule names is cut over SHARDS along the longest of its last two dimensions, if
 it is a matrix, and copied otherwise. An axis that does not divide its dimension
 is left out there. Slots of an optimizer end in the name of their parameter and
 so get its rule.
@@ -33,28 +35,29 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 BATCH = ('dcn_data', 'data', 'fsdp')
+SHARDS = ('fsdp', 'sequence')
 Entry = str | tuple[str, ...] | None
 
 # The first pattern that the whole dotted name ends in decides.
 PARAMETERS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
-  (r'embedding\.embedding', ('tensor', 'fsdp')),  # [vocab, D]
-  (r'output\.kernel', ('fsdp', 'tensor')),  # [D, vocab]
-  (r'mlp\.(gate|up)\.kernel', ('fsdp', 'tensor')),  # [D, F]
-  (r'mlp\.down\.kernel', ('tensor', 'fsdp')),  # [F, D]
+  (r'embedding\.embedding', ('tensor', SHARDS)),  # [vocab, D]
+  (r'output\.kernel', (SHARDS, 'tensor')),  # [D, vocab]
+  (r'mlp\.(gate|up)\.kernel', (SHARDS, 'tensor')),  # [D, F]
+  (r'mlp\.down\.kernel', ('tensor', SHARDS)),  # [F, D]
   (
     r'mixer\.(q|k|v|r|beta|a|gate)_proj\.kernel',
-    ('fsdp', 'tensor'),
+    (SHARDS, 'tensor'),
   ),  # [D, H K]
-  (r'mixer\.\w+_proj\.down\.kernel', ('fsdp', None)),  # [D, rank]
-  (r'mixer\.\w+_proj\.up\.kernel', ('fsdp', 'tensor')),  # [rank, H K]
+  (r'mixer\.\w+_proj\.down\.kernel', (SHARDS, None)),  # [D, rank]
+  (r'mixer\.\w+_proj\.up\.kernel', (SHARDS, 'tensor')),  # [rank, H K]
   (r'mixer\.\w+_proj\.up\.bias', ('tensor',)),  # [H K]
-  (r'mixer\.o_proj\.kernel', ('tensor', 'fsdp')),  # [H V, D]
+  (r'mixer\.o_proj\.kernel', ('tensor', SHARDS)),  # [H V, D]
   (r'mixer\.(q|k|v)_conv\.kernel', (None, 'tensor')),  # [W, H K]
-  (r'mixer\.shift_down', ('fsdp', None, None)),  # [D, 5, rank]
-  (r'mixer\.shift_up', (None, None, 'fsdp')),  # [5, rank, D]
-  (r'mixer\.(log_rate|frequency)', ('fsdp', None)),  # [channels, N]
-  (r'mixer\.c', ('fsdp', None, None)),  # [channels, N, 2]
-  (r'filter\.output', (None, 'fsdp')),  # [features, D]
+  (r'mixer\.shift_down', (SHARDS, None, None)),  # [D, 5, rank]
+  (r'mixer\.shift_up', (None, None, SHARDS)),  # [5, rank, D]
+  (r'mixer\.(log_rate|frequency)', (SHARDS, None)),  # [channels, N]
+  (r'mixer\.c', (SHARDS, None, None)),  # [channels, N, 2]
+  (r'filter\.output', (None, SHARDS)),  # [features, D]
 )
 # The name under which `jax.checkpoint` knows parameters that were gathered.
 GATHERED = 'gathered_parameter'
@@ -77,13 +80,17 @@ def _rule(name: str, shape: tuple[int, ...]) -> tuple[Entry, ...]:
       return entries
   if len(shape) < 2 or not re.search(r'kernel\w*$', name):
     return ()
-  return ('fsdp', None) if shape[-2] >= shape[-1] else (None, 'fsdp')
+  return (SHARDS, None) if shape[-2] >= shape[-1] else (None, SHARDS)
+
+
+def _axes(entry: Entry) -> tuple[str, ...]:
+  return (entry,) if isinstance(entry, str) else entry or ()
 
 
 def _kept(entry: Entry, size: int, mesh) -> Entry:
   """Returns the axes of an entry that are larger than 1 and divide the size."""
   kept = ()
-  for axis in (entry,) if isinstance(entry, str) else entry or ():
+  for axis in _axes(entry):
     own = mesh.shape.get(axis, 1)
     if own > 1 and size % (own * math.prod(mesh.shape[a] for a in kept)) == 0:
       kept += (axis,)
@@ -121,6 +128,19 @@ def constrain(x: jax.Array, name: str) -> jax.Array:
   return lax.with_sharding_constraint(x, fit(ACTIVATIONS[name], x.shape, mesh))
 
 
+def _shared(spec: PartitionSpec) -> tuple[int, tuple[str, ...]]:
+  """Returns which dimension of a parameter SHARDS cut, and those that do."""
+  for dimension, entry in enumerate(spec):
+    if set(_axes(entry)) & set(SHARDS):
+      return dimension, _axes(entry)
+  return 0, ()
+
+
+def _num_shares() -> int:
+  """Returns the number of shares of parameters on the ambient mesh."""
+  return math.prod(ambient_size(axis) for axis in SHARDS)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def _gather(x, gathered, sharded):
   del sharded
@@ -140,22 +160,23 @@ _gather.defvjp(_gather_fwd, _gather_bwd)
 
 
 def gather(params: Any, prefix: str = '') -> Any:
-  """Gathers parameters over fsdp, for use; their gradients are scattered.
+  """Gathers parameters over SHARDS, for use; their gradients are scattered.
 
   Args:
     params: nested dict or state of arrays.
     prefix: dotted name of `params` in the model.
   """
   mesh = jax.sharding.get_abstract_mesh()
-  if ambient_size('fsdp') == 1:
+  if _num_shares() == 1:
     return params
 
   def one(path, x):
     name = jax.tree_util.keystr(path, simple=True, separator='.')
     spec = fit(_rule(f'{prefix}{name}', x.shape), x.shape, mesh)
-    if 'fsdp' not in spec:
+    dimension, axes = _shared(spec)
+    if not axes:
       return x
-    whole = PartitionSpec(*(None if e == 'fsdp' else e for e in spec))
+    whole = PartitionSpec(*spec[:dimension], None, *spec[dimension + 1 :])
     return checkpoint_name(_gather(x, whole, spec), GATHERED)
 
   return jax.tree_util.tree_map_with_path(one, params)
@@ -185,7 +206,7 @@ def except_gathered(
     params: tree of arrays with the shapes that `function` sees.
     prevent_cse: see `jax.checkpoint`.
   """
-  if ambient_size('fsdp') == 1:
+  if _num_shares() == 1:
     return function
   shapes = {x.shape for x in jax.tree.leaves(params)}
 
@@ -226,10 +247,9 @@ def ambient_size(axis: str) -> int:
 
 
 def gather_share(x: jax.Array, spec: PartitionSpec) -> jax.Array:
-  """Gathers a device's share of a parameter over fsdp, inside a shard_map."""
-  if 'fsdp' not in spec:
-    return x
-  return lax.all_gather(x, 'fsdp', axis=spec.index('fsdp'), tiled=True)
+  """Gathers a device's share of a parameter over SHARDS, inside a shard_map."""
+  dimension, axes = _shared(spec)
+  return lax.all_gather(x, axes, axis=dimension, tiled=True) if axes else x
 
 
 def reduce_to_share(
@@ -242,13 +262,12 @@ def reduce_to_share(
     spec: of the parameter.
     tokens: of an array [B, T]. Devices that hold the same tokens count once.
   """
-  entries = [(e,) if isinstance(e, str) else e or () for e in tokens]
-  cut = {axis for entry in entries for axis in entry}
-  if 'fsdp' in spec:
-    if 'fsdp' not in cut:
-      dx = dx / lax.axis_size('fsdp')
+  cut = {axis for entry in tokens for axis in _axes(entry)}
+  dimension, axes = _shared(spec)
+  if axes:
+    copies = math.prod(lax.axis_size(axis) for axis in axes if axis not in cut)
     dx = lax.psum_scatter(
-      dx, 'fsdp', scatter_dimension=spec.index('fsdp'), tiled=True
+      dx / copies, axes, scatter_dimension=dimension, tiled=True
     )
-    cut.discard('fsdp')
-  return lax.psum(dx, tuple(sorted(cut))) if cut else dx
+  others = tuple(sorted(cut.difference(axes)))
+  return lax.psum(dx, others) if others else dx

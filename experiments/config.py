@@ -221,9 +221,10 @@ class MeshConfig:
   Attributes:
     data: copies of the model, each with its own rows of the batch; 0: as many
       as the other axes leave devices for and the rows divide evenly.
-    fsdp: devices that share the rows and keep a part of the parameters each.
+    fsdp: devices that share the rows, and parameters and optimizer.
     tensor: devices that share heads, MLP channels and the vocabulary.
-    sequence: devices that share the tokens of every row.
+    sequence: devices that share the tokens of every row, and parameters and
+      optimizer.
     dcn_data: copies on slices (or hosts) that only a slow network joins, over
       and above `data`.
   """

@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 
 import deltanet_jax
+from deltanet_jax import sharding
 from experiments import ahead_of_time
 from experiments import chips
 from experiments import collectives
@@ -54,8 +55,8 @@ def with_mesh(
 ) -> config_lib.TrainLMConfig:
   """Returns the config on all chips, if its mesh is the default one.
 
-  As many chips as divide the rows share these and the parameters (fsdp), the
-  others the tokens of a row (sequence).
+  As many chips as divide the rows share these (fsdp), the others the tokens of
+  a row (sequence); all share the parameters.
   """
   if config.mesh != config_lib.MeshConfig():
     return config
@@ -269,7 +270,8 @@ def advice(row: Row, config: config_lib.TrainLMConfig) -> str:
     return ''
   state = memory['parameter_bytes'] * 2 + memory['optimizer_bytes']
   if state > memory['chip_bytes'] / 2:
-    axis = 'fsdp' if mesh['tensor'] > 1 or mesh['fsdp'] == 1 else 'tensor'
+    is_spread = any(mesh[axis] > 1 for axis in sharding.SHARDS)
+    axis = 'tensor' if is_spread and mesh['tensor'] == 1 else 'fsdp or sequence'
     return f'parameters, gradients and optimizer take most: raise mesh.{axis}'
   later = (
     REMAT[REMAT.index(row['remat']) + 1 :] if (row['remat'] in REMAT) else ()

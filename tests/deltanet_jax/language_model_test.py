@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import re
 
 from flax import nnx
@@ -239,20 +240,21 @@ def test_layers_written_out_change_no_gradient(mixers, remat):
   assert loops[False] == 0 < loops[True]
 
 
-def _kept(config, fsdp):
+def _kept(config, axis, num_devices):
   """Returns what a model leaves for its backward pass."""
   params = jax.eval_shape(
     lambda: language_model.init(config, jax.random.key(0))
   )
   tokens = jax.ShapeDtypeStruct((2, 512), jnp.int32)
   kinds = (jax.sharding.AxisType.Auto,)
-  devices = jax.devices()[:fsdp]
+  devices = jax.devices()[:num_devices]
 
   def pullback(params, tokens):
     run = functools.partial(language_model.hidden_states, config)
     return jax.vjp(lambda params: run(params, tokens)[0], params)[1]
 
-  with jax.set_mesh(jax.make_mesh((fsdp,), ('fsdp',), kinds, devices=devices)):
+  mesh = jax.make_mesh((num_devices,), (axis,), kinds, devices=devices)
+  with jax.set_mesh(mesh):
     return jax.tree.leaves(jax.eval_shape(pullback, params, tokens))
 
 
@@ -261,9 +263,16 @@ def _num_bytes(arrays):
 
 
 @pytest.mark.parametrize(
-  'mixer', ['delta_net', 'gated_delta_net', 'gla', 'hyena', 'mamba', 'h3']
+  ('mixer', 'axis'),
+  [
+    *itertools.product(
+      ('delta_net', 'gated_delta_net', 'gla', 'hyena', 'mamba', 'h3'), ('fsdp',)
+    ),
+    ('delta_net', 'sequence'),
+    ('gated_delta_net', 'sequence'),
+  ],
 )
-def test_sharded_parameters_cost_no_activations(mixer):
+def test_sharded_parameters_cost_no_activations(mixer, axis):
   # What recomputes less than it should, or saves twice, would show here.
   config = config_lib.ModelConfig(
     vocab_size=64,
@@ -272,12 +281,13 @@ def test_sharded_parameters_cost_no_activations(mixer):
     mixers=(mixer,),
     dtype='float32',
   )
-  one, two = (_num_bytes(_kept(config, fsdp)) for fsdp in (1, 2))
+  one, two = (_num_bytes(_kept(config, axis, n)) for n in (1, 2))
   assert two <= 1.01 * one
 
 
+@pytest.mark.parametrize('axis', ['fsdp', 'sequence'])
 @pytest.mark.parametrize('mixers', [('delta_net',), ('delta_net',) * 2])
-def test_no_copy_of_a_gathered_parameter_is_kept(mixers):
+def test_no_copy_of_a_gathered_parameter_is_kept(mixers, axis):
   config = config_lib.ModelConfig(
     vocab_size=64,
     model_width=96,
@@ -291,9 +301,9 @@ def test_no_copy_of_a_gathered_parameter_is_kept(mixers):
     if x.shape[-2] >= 8
   }
   assert len(matrices) >= 4
-  copies = [x for x in _kept(config, 1) if x.dtype == jnp.bfloat16]
+  copies = [x for x in _kept(config, axis, 1) if x.dtype == jnp.bfloat16]
   assert matrices <= {x.shape for x in copies}
-  copies = [x for x in _kept(config, 2) if x.dtype == jnp.bfloat16]
+  copies = [x for x in _kept(config, axis, 2) if x.dtype == jnp.bfloat16]
   assert not matrices & {x.shape for x in copies}
 
 

@@ -66,7 +66,10 @@ def test_value_and_gradients_are_those_of_the_plain_loss(chunk_size):
 
 
 @pytest.mark.parametrize(
-  'shape', [(8, 1, 1, 1), (1, 4, 2, 1), (2, 2, 1, 2), (1, 2, 2, 2)]
+  'shape',
+  [(8, 1, 1, 1), (1, 4, 2, 1), (2, 2, 1, 2), (1, 2, 2, 2), (1, 1, 3, 2)]
+  # What cuts the tokens but not the kernel, and the other way round.
+  + [(1, 2, 3, 1), (1, 1, 8, 1)],
 )
 def test_a_mesh_changes_nothing(shape):
   with jax.enable_x64(True):

@@ -160,6 +160,18 @@ MESH = {'dcn_data': 1, 'data': 1, 'fsdp': 8, 'sequence': 1, 'tensor': 1}
     ({'total': 8}, {}, 'none', ''),
     ({'total': 20, 'parameter': 4}, {}, 'none', 'raise mesh.tensor'),
     ({'total': 20, 'parameter': 4}, {'fsdp': 1}, 'none', 'raise mesh.fsdp'),
+    (
+      {'total': 20, 'parameter': 4},
+      {'fsdp': 1, 'sequence': 8},
+      'none',
+      'raise mesh.tensor',
+    ),
+    (
+      {'total': 20, 'parameter': 4},
+      {'fsdp': 1, 'sequence': 4, 'tensor': 2},
+      'none',
+      'raise mesh.fsdp or sequence',
+    ),
     ({'total': 20, 'activation': 9}, {}, 'none', 'model.remat=dots'),
     ({'total': 20, 'activation': 9}, {}, 'mixer', 'model.remat=full'),
     ({'total': 20, 'activation': 9}, {}, 'full', 'one row alone: raise mesh.s'),

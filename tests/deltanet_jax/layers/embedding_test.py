@@ -25,7 +25,10 @@ def _value_and_gradient():
 
 
 @pytest.mark.parametrize(
-  'shape', [(8, 1, 1, 1), (2, 2, 2, 1), (1, 2, 2, 2), (1, 1, 1, 4)]
+  'shape',
+  [(8, 1, 1, 1), (2, 2, 2, 1), (1, 2, 2, 2), (1, 1, 1, 4), (1, 1, 4, 2)]
+  # What cuts neither tokens nor table, and the table alone.
+  + [(1, 3, 2, 1), (1, 1, 8, 1)],
 )
 def test_a_mesh_changes_nothing(shape):
   expected = _value_and_gradient()

@@ -1,5 +1,7 @@
 """The train step on eight devices against the one on a single device."""
 
+import collections
+import dataclasses
 import functools
 import itertools
 import re
@@ -18,6 +20,7 @@ from experiments import config as config_lib
 from experiments import hlo_text
 from experiments import mesh_traffic
 from experiments import program_costs
+from experiments.training import checkpoints as checkpoints_lib
 from experiments.training import mesh as mesh_lib
 from experiments.training import train_step
 
@@ -29,6 +32,9 @@ MESHES = (
   {'fsdp': 8},
   {'tensor': 8},
   {'sequence': 8},
+  {'fsdp': 2, 'sequence': 4},
+  # The 3 divides no parameter.
+  {'fsdp': 2, 'sequence': 3},
   ALL_AXES,
   {'dcn_data': 2, 'data': 2, 'fsdp': 2},
 )
@@ -141,7 +147,7 @@ def test_losses_are_those_of_one_device(mesh):
   losses, state, text = trained('delta_net', **mesh)
   np.testing.assert_allclose(losses, expected, rtol=1e-5)
   assert not gathered_activations(text, state['params'])
-  if set(mesh) <= {'data', 'tensor', 'sequence'}:
+  if not set(mesh) & set(sharding.SHARDS):
     assert 'all-gather' not in text
 
 
@@ -205,6 +211,33 @@ def test_a_step_sends_what_the_formula_says(axis):
   assert sent == pytest.approx(mesh_traffic.sent_bytes(run, axis, 8), rel=0.01)
 
 
+@pytest.mark.parametrize(
+  'mesh',
+  [{'fsdp': 8}, {'sequence': 8}, {'fsdp': 2, 'sequence': 4}],
+  ids=str,
+)
+def test_parameters_are_gathered_a_block_at_a_time(mesh):
+  run = config('delta_net', **mesh)
+  model = dataclasses.replace(run.model, num_layers=3)
+  run = dataclasses.replace(run, model=model)
+  devices = mesh_lib.build(run)
+  state, batch = train_step.abstract_state(run, devices), _batch(run, devices)
+  step = train_step.build(run, devices).lower(state, batch).compile()
+  found, expected = collections.Counter(), collections.Counter()
+  for one in collectives.collectives(step.as_text(), devices):
+    if one.kind == 'all-gather':
+      assert one.axes == tuple(mesh)
+      found[one.bytes] += one.executions
+  for name, tree in state['params'].items():
+    for leaf in jax.tree.leaves(tree):
+      if not leaf.sharding.is_fully_replicated:
+        layers = 3 if name == 'blocks' else 1
+        # A block's forward and backward.
+        times = 2 * layers if name == 'blocks' else 1
+        expected[4 * leaf.size // layers] += times
+  assert found == expected
+
+
 def test_devices_of_fsdp_share_the_products():
   counts = [
     program_costs.flops(hlo_text.parse(trained('delta_net', **mesh)[2]))
@@ -227,8 +260,13 @@ def test_a_planted_gather_of_activations_is_found(monkeypatch):
   assert gathered_activations(text, state['params'])
 
 
-def test_every_large_leaf_of_the_state_is_spread():
-  _, state, _ = trained('delta_net', fsdp=8)
+@pytest.mark.parametrize(
+  'mesh',
+  [{'fsdp': 8}, {'sequence': 8}, {'fsdp': 2, 'sequence': 4}],
+  ids=str,
+)
+def test_every_large_leaf_of_the_state_is_spread(mesh):
+  _, state, _ = trained('delta_net', **mesh)
   spread = 0
   for path, leaf in jax.tree_util.tree_leaves_with_path(state):
     share = leaf.addressable_shards[0].data.size
@@ -241,6 +279,23 @@ def test_every_large_leaf_of_the_state_is_spread():
       assert share * 8 == leaf.size, name
       spread += 1
   assert spread == 3 * 10  # Parameters and both moments of Adam.
+
+
+def test_a_state_returns_on_another_mesh(tmp_path):
+  _, saved, _ = trained('delta_net', sequence=8)
+  settings = config_lib.CheckpointConfig()
+  with checkpoints_lib.Checkpoints(tmp_path, settings) as checkpoints:
+    checkpoints.save(3, saved, {})
+  for sizes in ({'fsdp': 2, 'sequence': 4}, ALL_AXES, {}):
+    run = config('delta_net', **sizes)
+    wanted = train_step.abstract_state(run, mesh_lib.build(run))
+    with checkpoints_lib.Checkpoints(tmp_path, settings) as checkpoints:
+      found = checkpoints.restore(wanted).state
+    jax.tree.map(np.testing.assert_array_equal, found, saved)
+    for leaf, shape in zip(
+      jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True
+    ):
+      assert leaf.sharding == shape.sharding
 
 
 def test_parameters_are_those_of_one_device():

@@ -114,7 +114,7 @@ def check_goodput(root):
   assert report['goodput'] == round(last['goodput'], 4)
 
 
-def _train_on(monkeypatch, config, root, *, data, stop_at=None):
+def _train_on(monkeypatch, config, root, *, stop_at=None, **mesh):
   """Trains on a mesh, up to a step; returns the token ids of its batches."""
   ids = []
 
@@ -131,7 +131,7 @@ def _train_on(monkeypatch, config, root, *, data, stop_at=None):
   with monkeypatch.context() as patch:
     tiny_run.before(patch, placement_lib.Placement, 'put', note)
     tiny_run.before(patch, loop._StepLog, 'push', interrupt)
-    said = loop.train(tiny_run.replace(config, 'mesh', data=data), root)
+    said = loop.train(tiny_run.replace(config, 'mesh', **mesh), root)
   assert (said == 'interrupted') == (stop_at is not None)
   return ids
 
@@ -146,8 +146,13 @@ def test_a_run_moves_from_8_to_4_to_2_devices_to_1(
   whole, moved = tmp_path / 'whole', tmp_path / 'moved'
   expected = _train_on(monkeypatch, config, whole, data=1)
   ids = []
-  for data, stop_at in ((8, 5), (4, 10), (2, 15), (1, None)):
-    ids += _train_on(monkeypatch, config, moved, data=data, stop_at=stop_at)
+  for mesh, stop_at in (
+    ({'data': 8}, 5),
+    ({'data': 1, 'fsdp': 2, 'sequence': 2}, 10),
+    ({'data': 1, 'sequence': 2}, 15),
+    ({'data': 1}, None),
+  ):
+    ids += _train_on(monkeypatch, config, moved, stop_at=stop_at, **mesh)
   assert len(ids) == len(expected) == 20
   for one, other in zip(ids, expected, strict=True):
     np.testing.assert_array_equal(one, other)
