@@ -30,7 +30,6 @@ from typing import Any
 
 import jax
 from jax import lax
-from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
@@ -58,11 +57,6 @@ PARAMETERS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
   (r'mixer\.(log_rate|frequency)', (SHARDS, None)),  # [channels, N]
   (r'mixer\.c', (SHARDS, None, None)),  # [channels, N, 2]
   (r'filter\.output', (None, SHARDS)),  # [features, D]
-)
-# The name under which `jax.checkpoint` knows parameters that were gathered.
-GATHERED = 'gathered_parameter'
-_IS_NOT_GATHERED = jax.checkpoint_policies.save_anything_except_these_names(
-  GATHERED
 )
 
 # Axes of arrays between the layers, by name.
@@ -148,7 +142,9 @@ def _gather(x, gathered, sharded):
 
 
 def _gather_fwd(x, gathered, sharded):
-  return _gather(x, gathered, sharded), None
+  # Not `_gather`, all of whose results `jax.checkpoint` would keep.
+  del sharded
+  return lax.with_sharding_constraint(x, gathered), None
 
 
 def _gather_bwd(gathered, sharded, _, dx):
@@ -159,25 +155,24 @@ def _gather_bwd(gathered, sharded, _, dx):
 _gather.defvjp(_gather_fwd, _gather_bwd)
 
 
-def gather(params: Any, prefix: str = '') -> Any:
+def gather(params: Any) -> Any:
   """Gathers parameters over SHARDS, for use; their gradients are scattered.
 
   Args:
     params: nested dict or state of arrays.
-    prefix: dotted name of `params` in the model.
   """
-  mesh = jax.sharding.get_abstract_mesh()
   if _num_shares() == 1:
     return params
 
   def one(path, x):
     name = jax.tree_util.keystr(path, simple=True, separator='.')
-    spec = fit(_rule(f'{prefix}{name}', x.shape), x.shape, mesh)
+    # A leaf of an `nnx.State` is the value of a variable.
+    spec = parameter_spec(name.removesuffix('.value'), x.shape)
     dimension, axes = _shared(spec)
     if not axes:
       return x
     whole = PartitionSpec(*spec[:dimension], None, *spec[dimension + 1 :])
-    return checkpoint_name(_gather(x, whole, spec), GATHERED)
+    return _gather(x, whole, spec)
 
   return jax.tree_util.tree_map_with_path(one, params)
 
@@ -215,9 +210,10 @@ def except_gathered(
     # none.
     if _is_complex(primitive, operands, settings):
       return False
-    if primitive is lax.convert_element_type_p and operands[0].shape in shapes:
-      return False
-    return _IS_NOT_GATHERED(primitive, *operands, **settings)
+    return (
+      primitive not in (lax.sharding_constraint_p, lax.convert_element_type_p)
+      or operands[0].shape not in shapes
+    )
 
   return jax.checkpoint(function, policy=is_kept, prevent_cse=prevent_cse)
 

@@ -1,3 +1,4 @@
+from flax import nnx
 import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh
@@ -72,3 +73,18 @@ def test_shares_are_gathered_and_gradients_summed(axes, tokens):
     whole, gradient = run(x, kernel)
   np.testing.assert_array_equal(whole, kernel)
   np.testing.assert_array_equal(gradient, kernel * x.sum())
+
+
+def test_leaves_of_a_module_are_gathered_and_their_gradients_cut():
+  kernel = jnp.ones((8, 6))
+  mesh = jax.make_mesh((2, 2, 2), (*BOTH, 'tensor'), (AxisType.Auto,) * 3)
+  state = nnx.State({'mlp': {'up': {'kernel': nnx.Param(kernel)}}})
+
+  def run(state):
+    whole, pullback = jax.vjp(sharding.gather, state)
+    return whole, pullback(whole)[0]
+
+  with jax.set_mesh(mesh):
+    whole, gradient = map(jax.tree.leaves, jax.jit(run)(state))
+  assert [x.sharding.spec for x in whole] == [jax.P(None, 'tensor')]
+  assert [x.sharding.spec for x in gradient] == [jax.P(BOTH, 'tensor')]

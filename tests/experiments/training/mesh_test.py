@@ -106,10 +106,14 @@ def gathered_activations(text, params):
   """Returns the shapes that gathers and exchanges make of activations.
 
   Those of three dimensions or more that are not a parameter's, of all layers or
-  of one.
+  of one, whole or a part along `tensor`.
   """
-  leaves = [leaf.shape for leaf in jax.tree.leaves(params)]
-  known = {*leaves, *(shape[1:] for shape in leaves)}
+  known = set()
+  for leaf in jax.tree.leaves(params):
+    entries = (e if e == 'tensor' else None for e in leaf.sharding.spec)
+    gathered = jax.NamedSharding(leaf.sharding.mesh, jax.P(*entries))
+    for shape in leaf.shape, gathered.shard_shape(leaf.shape):
+      known |= {shape, shape[1:]}
   shapes = re.findall(
     r'= \(?(?:f32|bf16)\[([\d,]+)\]\S* (?:all-gather|all-to-all)\S*\(', text
   )
