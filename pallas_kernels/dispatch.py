@@ -26,12 +26,19 @@ class Implementation:
       arguments that it does not cover.
     unavailable: the reason why this machine cannot run it, or None.
     value_dims: the V that it takes, or None for any.
+    exchanges: whether it takes `exchange`, a `sequence_parallel.Exchange` or
+      None, and shares a row with other devices by itself.
   """
 
   name: str
   function: Callable[..., Any]
   unavailable: Callable[[], str | None] = _always_available
   value_dims: Sequence[int] | None = None
+  exchanges: bool = False
+
+  def takes_value_dim(self, value_dim: int) -> bool:
+    """Returns whether it takes this V."""
+    return self.value_dims is None or value_dim in self.value_dims
 
 
 @functools.cache
@@ -71,16 +78,15 @@ class Op:
       raise ValueError(f'implementation of {self.name} is an empty sequence')
     return [known[name] for name in names]
 
-  def takes_value_dim(self, choice: Choice, value_dim: int) -> bool:
-    """Returns whether the first candidate that runs here takes this V."""
-    for implementation in self.candidates(choice):
-      if implementation.unavailable() is None:
-        dims = implementation.value_dims
-        return dims is None or value_dim in dims
-    return False
+  def first(
+    self, choice: Choice, attempt: Callable[[Implementation], Any]
+  ) -> Any:
+    """Returns what `attempt` makes of the first candidate that it can use.
 
-  def __call__(self, choice: Choice, *args, **kwargs):
-    """Runs the first implementation that covers the arguments.
+    Args:
+      choice: the candidates.
+      attempt: raises NotImplementedError, with the reason, for those that do
+        not cover its arguments.
 
     Raises:
       NotImplementedError: every candidate declined; names each reason.
@@ -91,7 +97,7 @@ class Op:
       reason = implementation.unavailable()
       if reason is None:
         try:
-          result = implementation.function(*args, **kwargs)
+          result = attempt(implementation)
         except NotImplementedError as error:
           reason = str(error)
         else:
@@ -100,3 +106,7 @@ class Op:
           return result
       refusals.append(f'not {implementation.name}: {reason}')
     raise NotImplementedError(f'{self.name}: {"; ".join(refusals)}')
+
+  def __call__(self, choice: Choice, *args, **kwargs):
+    """Runs the first implementation that covers the arguments; see `first`."""
+    return self.first(choice, lambda i: i.function(*args, **kwargs))

@@ -30,6 +30,11 @@ VJP with dS_out = 0. M is known, so the same rounds the other way round find
 dS_out of every part, and the op's VJP with it all gradients: of M and E no
 gradient is taken.
 
+So the op runs twice over a part, and most of its VJP too. An implementation can
+do with less if it takes an `Exchange`: called once, it asks that for the state
+that enters and for dS_out when it needs them. What tokens read is affine in the
+former, o = o_0 + R S_in, and so G = R^T do.
+
 Segments: a reset inside a part leaves M = 0 by itself. A reset between two
 parts (the last id that is not padding in one differs from the first in the
 other) drops the M of the later one; parts of padding have M = I and no ids.
@@ -41,6 +46,7 @@ zeros on all but the last, and so are its gradient and the first state's.
 """
 
 from collections.abc import Callable
+import dataclasses
 import functools
 from typing import NamedTuple
 
@@ -140,6 +146,121 @@ def _before(part: _Part, axes: Axes, step: int = 1) -> _Part:
   return before
 
 
+@functools.partial(
+  jax.tree_util.register_dataclass, data_fields=['ids'], meta_fields=['axes']
+)
+@dataclasses.dataclass(frozen=True)
+class Exchange:
+  """What the devices that share a row tell one another.
+
+  Attributes:
+    axes: the mesh axes over which the row is cut.
+    ids: the part's first and last id [B] that are not 0; None without segments.
+  """
+
+  axes: Axes
+  ids: tuple[jax.Array | None, jax.Array | None]
+
+  def enter(self, affine: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns what the parts before leave in the entering state, and M.
+
+    Both are named `STATES`.
+
+    Args:
+      affine: float32 [B, HV, K, V + K], this part's [E, M].
+
+    Returns:
+      [B, HV, K, V] and [B, HV, K, K].
+    """
+    part = _Part(affine, *self.ids)
+    before = _before(part, self.axes)
+    value_dim = affine.shape[-1] - affine.shape[-2]
+    entering = _unless_reset(before, part, before.affine[..., :value_dim])
+    return checkpoint_name((entering, affine[..., value_dim:]), STATES)
+
+  def leave(self, own: jax.Array, transition: jax.Array) -> jax.Array:
+    """Returns what the parts behind add to the leaving state's gradient.
+
+    Args:
+      own: [B, HV, K, V], the entering state's gradient as this part knows it.
+      transition: M, as it came from `enter`.
+
+    Returns:
+      [B, HV, K, V].
+    """
+    first_id, last_id = self.ids
+    back = jnp.concatenate([own, jnp.swapaxes(transition, -1, -2)], axis=-1)
+    part = _Part(back, first_id=last_id, last_id=first_id)
+    after = _before(part, self.axes, step=-1)
+    return _unless_reset(after, part, after.affine[..., : own.shape[-1]])
+
+
+class _Recurrence(NamedTuple):
+  """An implementation that runs over a row and knows of no other devices."""
+
+  function: Callable[..., tuple[jax.Array, jax.Array]]  # of arrays by name
+  takes_value_dim: Callable[[int], bool]
+
+
+def _affine(recurrence: _Recurrence, arrays):
+  """Returns [E, M] of a part, with E from its first state."""
+  v, first_state = arrays['v'], arrays['initial_state']
+  *rows, key_dim, value_dim = first_state.shape  # [B, HV, K, V]
+  eye = jnp.eye(key_dim, dtype=first_state.dtype)
+  eye = jnp.broadcast_to(eye, (*rows, key_dim, key_dim))
+
+  def leaving(v, initial_state):
+    changed = {'v': v, 'initial_state': initial_state}
+    return recurrence.function(**arrays | changed)[1]
+
+  if recurrence.takes_value_dim(value_dim + key_dim):
+    columns = jnp.pad(v, [(0, 0)] * (v.ndim - 1) + [(0, key_dim)])
+    return leaving(columns, jnp.concatenate([first_state, eye], axis=-1))
+  nothing = jnp.zeros((*v.shape[:-1], key_dim), v.dtype)
+  states = leaving(v, first_state), leaving(nothing, eye)
+  return jnp.concatenate(states, axis=-1)
+
+
+def _enter(recurrence: _Recurrence, inputs, segment_ids, exchange: Exchange):
+  """Returns the op of a part, its inputs with the state that enters, and M.
+
+  The op takes the inputs alone.
+  """
+  arrays = inputs | {'segment_ids': segment_ids}
+  entering, transition = exchange.enter(_affine(recurrence, arrays))
+  state = inputs['initial_state'] + entering
+
+  def op(inputs):
+    return recurrence.function(**inputs, segment_ids=segment_ids)
+
+  return op, inputs | {'initial_state': state}, transition
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _run(recurrence: _Recurrence, inputs, segment_ids, exchange: Exchange):
+  op, inputs, _ = _enter(recurrence, inputs, segment_ids, exchange)
+  return op(inputs)
+
+
+def _forward(recurrence: _Recurrence, inputs, segment_ids, exchange: Exchange):
+  op, inputs, transition = _enter(recurrence, inputs, segment_ids, exchange)
+  results, pullback = jax.vjp(op, inputs)
+  return results, (pullback, transition, exchange)
+
+
+def _backward(recurrence: _Recurrence, residuals, cotangents):
+  del recurrence
+  pullback, transition, exchange = residuals
+  do, dstate = cotangents
+  own = pullback((do, dstate))[0]['initial_state']
+  dstate += exchange.leave(own, transition)
+  (gradients,) = pullback((do, dstate))
+  return gradients, None, None
+
+
+_run.defvjp(_forward, _backward)
+
+
 def _outer_ids(segment_ids):
   """Returns the first and the last id [B] that are not 0, or 0."""
 
@@ -150,115 +271,25 @@ def _outer_ids(segment_ids):
   return first(segment_ids), first(segment_ids[:, ::-1])
 
 
-class _Recurrence(NamedTuple):
-  """An op over a row whose parts are on the devices of mesh axes."""
-
-  op: Callable[..., tuple[jax.Array, jax.Array]]  # of arrays by name
-  takes_value_dim: Callable[[int], bool]
-  axes: Axes
-
-  @property
-  def index(self):
-    """Which part the device has."""
-    return jax.lax.axis_index(self.axes)
-
-  @property
-  def is_last(self):
-    """Whether it is the last one."""
-    return self.index == jax.lax.axis_size(self.axes) - 1
-
-
-def _affine(recurrence: _Recurrence, arrays, first_state):
-  """Returns [E, M] of a part, with E from the given first state."""
-  v = arrays['v']
-  *rows, key_dim, value_dim = first_state.shape  # [B, HV, K, V]
-  eye = jnp.eye(key_dim, dtype=first_state.dtype)
-  eye = jnp.broadcast_to(eye, (*rows, key_dim, key_dim))
-
-  def leaving(v, initial_state):
-    changed = {'v': v, 'initial_state': initial_state}
-    return recurrence.op(**arrays | changed)[1]
-
-  if recurrence.takes_value_dim(value_dim + key_dim):
-    columns = jnp.pad(v, [(0, 0)] * (v.ndim - 1) + [(0, key_dim)])
-    return leaving(columns, jnp.concatenate([first_state, eye], axis=-1))
-  nothing = jnp.zeros((*v.shape[:-1], key_dim), v.dtype)
-  states = leaving(v, first_state), leaving(nothing, eye)
-  return jnp.concatenate(states, axis=-1)
-
-
-def _enter(recurrence: _Recurrence, inputs, segment_ids):
-  """Returns the op of a part, its inputs with the state that enters, the part.
-
-  The op takes the inputs alone.
-  """
-  first_state = jnp.where(recurrence.index == 0, inputs['initial_state'], 0)
-  arrays = inputs | {'segment_ids': segment_ids}
-  ids = (None, None) if segment_ids is None else _outer_ids(segment_ids)
-  part = _Part(_affine(recurrence, arrays, first_state), *ids)
-  before = _before(part, recurrence.axes)
-  entering = before.affine[..., : first_state.shape[-1]]
-  first_state += _unless_reset(before, part, entering)
-  first_state = checkpoint_name(first_state, STATES)
-
-  def op(inputs):
-    return recurrence.op(**inputs, segment_ids=segment_ids)
-
-  return op, inputs | {'initial_state': first_state}, part
-
-
-def _leave(recurrence: _Recurrence, results):
-  """Returns the results with the state that leaves the row."""
-  o, state = results
-  last = jnp.where(recurrence.is_last, state, 0)
-  return o, jax.lax.psum(last, recurrence.axes)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _run(recurrence: _Recurrence, inputs, segment_ids):
-  op, inputs, _ = _enter(recurrence, inputs, segment_ids)
-  return _leave(recurrence, op(inputs))
-
-
-def _forward(recurrence: _Recurrence, inputs, segment_ids):
-  op, inputs, part = _enter(recurrence, inputs, segment_ids)
-  results, pullback = jax.vjp(op, inputs)
-  value_dim = results[1].shape[-1]
-  transition = checkpoint_name(part.affine[..., value_dim:], STATES)
-  back = _Part(
-    jnp.swapaxes(transition, -1, -2),
-    first_id=part.last_id,
-    last_id=part.first_id,
-  )
-  return _leave(recurrence, results), (pullback, back)
-
-
-def _backward(recurrence: _Recurrence, residuals, cotangents):
-  pullback, back = residuals
-  do, dstate = cotangents
-  # The transpose of the sum in `_leave`.
-  dstate = jax.lax.psum(dstate, recurrence.axes)
-  dstate = jnp.where(recurrence.is_last, dstate, 0)
-  own = pullback((do, dstate))[0]['initial_state']
-  back = back._replace(affine=jnp.concatenate([own, back.affine], axis=-1))
-  after = _before(back, recurrence.axes, step=-1)
-  entering = after.affine[..., : dstate.shape[-1]]
-  dstate += _unless_reset(after, back, entering)
-  (gradients,) = pullback((do, dstate))
-  first = gradients['initial_state']
-  first = jnp.where(recurrence.index == 0, first, 0)
-  return gradients | {'initial_state': first}, None
-
-
-_run.defvjp(_forward, _backward)
-
-
-def _of_part(op, takes_value_dim, arrays, axes):
+def _of_part(op: dispatch.Op, choice, settings, arrays, axes):
   if axes is None:
-    return op(**arrays)
+    return op(choice, **arrays, **settings)
+  segment_ids, index = arrays['segment_ids'], jax.lax.axis_index(axes)
+  ids = (None, None) if segment_ids is None else _outer_ids(segment_ids)
+  exchange = Exchange(axes, ids)
   inputs = {n: x for n, x in arrays.items() if n != 'segment_ids'}
-  recurrence = _Recurrence(op, takes_value_dim, axes)
-  return _run(recurrence, inputs, arrays['segment_ids'])
+  inputs['initial_state'] = jnp.where(index == 0, inputs['initial_state'], 0)
+
+  def run(implementation: dispatch.Implementation):
+    function = functools.partial(implementation.function, **settings)
+    if implementation.exchanges:
+      return function(**inputs, segment_ids=segment_ids, exchange=exchange)
+    recurrence = _Recurrence(function, implementation.takes_value_dim)
+    return _run(recurrence, inputs, segment_ids, exchange)
+
+  o, state = op.first(choice, run)
+  last = jnp.where(index == jax.lax.axis_size(axes) - 1, state, 0)
+  return o, jax.lax.psum(last, axes)
 
 
 def linear_recurrence(op: dispatch.Op, choice: dispatch.Choice, **settings):
@@ -278,11 +309,7 @@ def linear_recurrence(op: dispatch.Op, choice: dispatch.Choice, **settings):
     `arrays` are, one part per device along the mesh axes `axes`, in their
     order; `axes` None: the row is whole.
   """
-  return functools.partial(
-    _of_part,
-    functools.partial(op, choice, **settings),
-    functools.partial(op.takes_value_dim, choice),
-  )
+  return functools.partial(_of_part, op, choice, settings)
 
 
 def halo(x: jax.Array, size: int, axes: Axes) -> jax.Array:

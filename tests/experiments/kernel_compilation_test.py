@@ -136,5 +136,6 @@ def test_kernels_that_are_let_in_keep_what_they_cover(monkeypatch):
   monkeypatch.setattr(api, 'DELTA_RULE', op)
   kernel_compilation.use_mosaic_gpu()
   assert api.DELTA_RULE.explain()[0] == ('mosaic_gpu', None)
-  assert api.DELTA_RULE.takes_value_dim(None, 128)
-  assert not api.DELTA_RULE.takes_value_dim(None, 256)
+  kernels = api.DELTA_RULE.implementations[0]
+  assert kernels.takes_value_dim(128)
+  assert not kernels.takes_value_dim(256)

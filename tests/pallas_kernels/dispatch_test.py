@@ -48,26 +48,24 @@ def test_every_refusal_is_named():
 
 
 @pytest.mark.parametrize(
-  ('choice', 'unavailable', 'expected'),
-  [
-    (None, None, [True, False]),
-    (None, 'no GPU', [True, True]),
-    ('small', None, [True, False]),
-    ('small', 'no GPU', [False, False]),
-    ('any', None, [True, True]),
-    (('any', 'small'), None, [True, True]),
-  ],
+  ('dims', 'expected'), [(None, [True, True]), ((64, 128), [True, False])]
 )
-def test_value_dims_of_the_first_that_runs_here(choice, unavailable, expected):
-  small = dispatch.Implementation(
-    name='small',
-    function=_decline,
-    unavailable=lambda: unavailable,
-    value_dims=(64, 128),
-  )
-  last = dispatch.Implementation(name='any', function=_decline)
-  op = dispatch.Op('op', (small, last))
-  assert [op.takes_value_dim(choice, v) for v in (128, 192)] == expected
+def test_value_dims(dims, expected):
+  one = dispatch.Implementation(name='a', function=_decline, value_dims=dims)
+  assert [one.takes_value_dim(v) for v in (128, 192)] == expected
+
+
+def test_the_first_that_an_attempt_can_use():
+  tried = []
+
+  def attempt(implementation):
+    tried.append(implementation.name)
+    return implementation.function('it')
+
+  assert _op().first(None, attempt) == ('second', 'it')
+  assert tried == ['first', 'second']
+  with pytest.raises(NotImplementedError, match='some_op: not first: no it'):
+    _op().first('first', attempt)
 
 
 def test_other_errors_pass_through():
