@@ -36,7 +36,9 @@ DELTA_RULE = dispatch.Op(
       value_dims=mosaic_gpu_config.HEAD_DIMS,
     ),
     dispatch.Implementation(
-      name='xla', function=_after_normalizing(chunked_xla.delta_rule)
+      name='xla',
+      function=_after_normalizing(chunked_xla.delta_rule),
+      exchanges=True,
     ),
     dispatch.Implementation(
       name='recurrent', function=_after_normalizing(reference.delta_rule)

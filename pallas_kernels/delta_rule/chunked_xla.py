@@ -3,28 +3,39 @@
 The groups of chunks into which `chunking` cuts the time axis are passed through
 one after another, forward for the values, in reverse for the gradients. What
 happens inside a group, and its equations, are in `chunked_xla_group`.
+
+Of a row that devices share (`sequence_parallel`) each goes through its part
+once, with the K columns of a `Reach` R beside those of V. When the state S_in
+that enters is known, so are
+
+    O + R_O S_in        X + R_X S_in        S + R_S S_in,
+
+S the states that enter the groups; and R_O^T dO is what the part's own outputs
+give of the gradient of S_in.
 """
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from pallas_kernels import chunking
 from pallas_kernels import decay
+from pallas_kernels import sequence_parallel
 from pallas_kernels.delta_rule import chunked_xla_group as group
 
 
-def _chunks(x, static: group.Static, heads: int):
+def _chunks(x, chunks: int, heads: int):
   """Returns [B, L, H, ...] as float32 [M, B HV, C, ...]."""
-  x = chunking.to_chunks(x, static.layout.chunks_per_group, heads)
+  x = chunking.to_chunks(x, chunks, heads)
   return x.reshape(x.shape[0], -1, *x.shape[3:])
 
 
 def _chunked_inputs(inputs: group.Inputs, static: group.Static) -> group.Inputs:
   inputs = inputs._replace(beta=inputs.beta[..., None])
-  heads = inputs.v.shape[2]
-  return jax.tree.map(lambda x: _chunks(x, static, heads), inputs)
+  chunks, heads = static.layout.chunks_per_group, inputs.v.shape[2]
+  return jax.tree.map(lambda x: _chunks(x, chunks, heads), inputs)
 
 
 def _from_chunks(x, like, heads: int):
@@ -39,16 +50,21 @@ def _segments(counts, static: group.Static, heads: int):
   return jax.tree.map(lambda x: jnp.repeat(x[:, :, 0], heads, axis=1), cut)
 
 
-def _forward_group(state, parts, saved, *, static: group.Static):
+def _forward_group(states, parts, saved, *, static: group.Static):
+  """Returns O among what is saved, in chunks, where there is a `Reach`."""
   del saved
   inputs, counts = parts
   heads = inputs.v.shape[2]
-  state, o, solved = group.for_inputs(group.write, static, inputs.q.dtype)(
-    state[None],
+  write = group.for_inputs(group.write, static, inputs.q.dtype)
+  states, o, solved, reach = write(
+    jax.tree.map(lambda x: x[None], states),
     _chunked_inputs(inputs, static),
     _segments(counts, static, heads),
   )
-  return state[0], _from_chunks(o, inputs.v, heads), solved
+  states = jax.tree.map(lambda x: x[0], states)
+  if reach is None:
+    return states, _from_chunks(o, inputs.v, heads), (solved, None)
+  return states, None, (solved, (o, reach))
 
 
 def _backward_group(
@@ -60,7 +76,7 @@ def _backward_group(
     dstate[None],
     _chunked_inputs(inputs, static),
     solved,
-    _chunks(do, static, heads),
+    _chunks(do, static.layout.chunks_per_group, heads),
     _segments(counts, static, heads),
   )
   gradients = gradients._replace(beta=gradients.beta[..., 0])
@@ -70,29 +86,91 @@ def _backward_group(
   return dstate[0], gradients, None
 
 
+class _Shared(NamedTuple):
+  """What the backward pass needs of a row that devices share."""
+
+  exchange: sequence_parallel.Exchange
+  reach: jax.Array  # [T / C, N, C / n, K], that of O
+  transition: jax.Array  # [B, HV, K, K]
+
+
+@jax.default_matmul_precision('highest')
+def _enter(exchange, states, solved: group.Solved, o, reach: group.Reach):
+  """Adds what a part has of the state that enters it.
+
+  Args:
+    exchange: of the part.
+    states: [B, HV, K, V + K], the part's [E, M].
+    solved: of all groups, found without that state.
+    o: in chunks of groups, as well.
+    reach: of all groups.
+
+  Returns:
+    the last state, `solved`, O [T / C, N, C / n, V] and what is shared.
+  """
+  entering, transition = exchange.enter(states)
+  state = states[..., : entering.shape[-1]] + transition @ entering
+  entering = entering.reshape(-1, *entering.shape[2:])
+  o = o + reach.o @ entering
+  solved = solved._replace(
+    state=solved.state + reach.state @ entering,
+    x=solved.x + reach.x @ entering,
+  )
+  o, read = (x.reshape(-1, *x.shape[2:]) for x in (o, reach.o))
+  return state, solved, o, _Shared(exchange, read, transition)
+
+
+@jax.default_matmul_precision('highest')
+def _leave(shared: _Shared, do, dfinal):
+  """Adds to the last state's gradient what the parts behind find.
+
+  Args:
+    shared: of the part.
+    do: [B, T / n, HV, V].
+    dfinal: [B, HV, K, V].
+  """
+  do = _chunks(do, shared.reach.shape[0], dfinal.shape[1])
+  own = jnp.einsum('mnck,mncv->nkv', shared.reach, do).reshape(dfinal.shape)
+  own += jnp.swapaxes(shared.transition, -1, -2) @ dfinal
+  return dfinal + shared.exchange.leave(own, shared.transition)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _chunked(static, inputs, initial_state, counts):
-  return _forward(static, inputs, initial_state, counts)[0]
+def _chunked(static, inputs, initial_state, counts, exchange):
+  return _forward(static, inputs, initial_state, counts, exchange)[0]
 
 
-def _forward(static, inputs, initial_state, counts):
+def _forward(static, inputs, initial_state, counts, exchange):
   """Returns ((o, final_state), residuals)."""
   inputs, initial_state = chunking.first_order_only((inputs, initial_state))
+  rows = initial_state.shape[:2]
+  first = initial_state.reshape(-1, *initial_state.shape[2:])
+  eye = None
+  if exchange is not None:
+    eye = jnp.eye(first.shape[1], dtype=first.dtype)
+    eye = jnp.broadcast_to(eye, (first.shape[0], *eye.shape))
   with jax.default_matmul_precision(chunking.precision_for(inputs.q.dtype)):
-    state, o, solved = chunking.scan_groups(
+    states, o, (solved, found) = chunking.scan_groups(
       functools.partial(_forward_group, static=static),
-      initial_state.reshape(-1, *initial_state.shape[2:]),
+      (first, eye),
       (inputs, counts),
       groups=static.layout.groups,
     )
-  state = state.reshape(initial_state.shape)
-  return (o, state), (inputs, counts, solved)
+  shared = None
+  states = [x.reshape(*rows, *x.shape[1:]) for x in states if x is not None]
+  state = jnp.concatenate(states, axis=-1)
+  if exchange is not None:
+    state, solved, o, shared = _enter(exchange, state, solved, *found)
+    o = _from_chunks(o, inputs.v, inputs.v.shape[2])
+  return (o, state), (inputs, counts, solved, shared)
 
 
 def _backward(static, residuals, cotangents):
   residuals, cotangents = chunking.first_order_only((residuals, cotangents))
-  inputs, counts, solved = residuals
+  inputs, counts, solved, shared = residuals
   do, dfinal = cotangents
+  if shared is not None:
+    dfinal = _leave(shared, do, dfinal)
   with jax.default_matmul_precision(chunking.precision_for(inputs.q.dtype)):
     dstate, gradients, _ = chunking.scan_groups(
       functools.partial(_backward_group, static=static),
@@ -102,7 +180,7 @@ def _backward(static, residuals, cotangents):
       groups=static.layout.groups,
       reverse=True,
     )
-  return gradients, dstate.reshape(dfinal.shape), None
+  return gradients, dstate.reshape(dfinal.shape), None, None
 
 
 _chunked.defvjp(_forward, _backward)
@@ -130,7 +208,9 @@ def _chunks_per_group(q, v, g) -> int:
   return chunking.CHUNKS_PER_GROUP
 
 
-def _run(inputs: group.Inputs, scale, initial_state, segment_ids, chunk_size):
+def _run(
+  inputs: group.Inputs, scale, initial_state, segment_ids, chunk_size, exchange
+):
   """Pads to whole groups and runs; the inputs are not padded yet."""
   q, v = inputs.q, inputs.v
   if q.dtype == jnp.float64:
@@ -159,14 +239,26 @@ def _run(inputs: group.Inputs, scale, initial_state, segment_ids, chunk_size):
     inputs,
   )
   static = group.Static(float(scale), layout, n)
-  o, state = _chunked(static, inputs, initial_state, counts)
+  o, state = _chunked(static, inputs, initial_state, counts, exchange)
   return o[:, :length], state
 
 
 def delta_rule(
-  q, k, v, beta, g, *, scale, initial_state, segment_ids, chunk_size=None
+  q,
+  k,
+  v,
+  beta,
+  g,
+  *,
+  scale,
+  initial_state,
+  segment_ids,
+  chunk_size=None,
+  exchange=None,
 ):
   """Runs the chunkwise form; see `api.delta_rule`.
+
+  With an `exchange`, time is a part of the row; see `sequence_parallel`.
 
   Raises:
     NotImplementedError: the dtype is float64.
@@ -174,13 +266,25 @@ def delta_rule(
   if g is not None:
     g = g.reshape(*v.shape[:3], -1)
   inputs = group.Inputs(q, k, v, beta, g)
-  return _run(inputs, scale, initial_state, segment_ids, chunk_size)
+  return _run(inputs, scale, initial_state, segment_ids, chunk_size, exchange)
 
 
 def delta_product(
-  q, k, v, beta, g, *, scale, initial_state, segment_ids, chunk_size=None
+  q,
+  k,
+  v,
+  beta,
+  g,
+  *,
+  scale,
+  initial_state,
+  segment_ids,
+  chunk_size=None,
+  exchange=None,
 ):
   """Runs the chunkwise form; see `product_api.delta_product`.
+
+  With an `exchange`, time is a part of the row; see `sequence_parallel`.
 
   Raises:
     NotImplementedError: the dtype is float64, or g is per channel.
@@ -196,4 +300,4 @@ def delta_product(
     for x in (k, v, beta, g)
   )
   inputs = group.Inputs(q, k, v, beta, g)
-  return _run(inputs, scale, initial_state, segment_ids, chunk_size)
+  return _run(inputs, scale, initial_state, segment_ids, chunk_size, exchange)

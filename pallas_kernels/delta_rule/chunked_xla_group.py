@@ -26,6 +26,9 @@ to be seen, and dV / b is the gradient of b E that it should be. Saved for the
 backward pass are the state that enters the group, from which X finds those that
 enter its chunks by one product each, X with such strengths, and the inverse.
 
+Where devices share a row, K columns more go through the chunks, from the state
+I and with V = 0: the `Reach` of the state that enters a device's part.
+
 With n keys per token (`delta_product`), k, v and beta have n entries per token
 and g is zero but at the first of them; each query reads after the last.
 
@@ -77,6 +80,14 @@ class Solved(NamedTuple):
   state: jax.Array  # [1, N, K, V], entering the group
   x: jax.Array  # [M, N, C, V], of strengths that are not 0
   inverse: jax.Array  # [M, N, C, C], see `_packed`
+
+
+class Reach(NamedTuple):
+  """What a group has of a state S_in that enters before it, divided by S_in."""
+
+  state: jax.Array  # [1, N, K, K], entering the group
+  x: jax.Array  # [M, N, C, K]
+  o: jax.Array  # [M, N, C / n, K]
 
 
 class _Decays(NamedTuple):
@@ -212,11 +223,38 @@ def _states(state, made: _Prepared, written):
   return jnp.stack(states)
 
 
-def write(state, inputs: Inputs, cut, *, static: Static, dtype):
-  """Takes the state through the chunks of a group; solves in `dtype`.
+def _reach(state, made: _Prepared, inverse, beta, dtype):
+  """Takes a state of `Reach` through the chunks of a group.
+
+  A strength of 0 writes 2^-60 here, too little to be seen.
 
   Returns:
-    the state after the group, O and what the backward pass reads.
+    the state after the group and the `Reach`.
+  """
+  k_out_t = chunking.transpose(made.k_out)
+  solve = -_strength(beta).astype(dtype) * inverse
+  entering, xs, os = state, [], []
+  for m in range(beta.shape[0]):
+    x = solve[m] @ (made.k_in[m] @ state).astype(dtype)
+    xs.append(x.astype(jnp.float32))
+    os.append(made.q_in[m] @ state + made.p[m] @ xs[m])
+    state = _next_state(state, made, k_out_t, xs[m], m)
+  return state[None], Reach(entering[None], *map(jnp.stack, (xs, os)))
+
+
+def write(states, inputs: Inputs, cut, *, static: Static, dtype):
+  """Takes the states through the chunks of a group; solves in `dtype`.
+
+  Args:
+    states: [1, N, K, V], and that of `Reach` [1, N, K, K] or None.
+    inputs: of the group.
+    cut: its segments.
+    static: what is fixed.
+    dtype: of what is solved.
+
+  Returns:
+    the states after the group, O, what the backward pass reads, and the `Reach`
+    or None.
   """
   decays = _decays(inputs.g, cut, dtype)
   q, k, g = inputs.q, inputs.k, inputs.g
@@ -224,8 +262,8 @@ def write(state, inputs: Inputs, cut, *, static: Static, dtype):
   inverse = _invert(inputs, cut, decays, dtype)
   k_out_t = chunking.transpose(made.k_out)
   strength = _strength(inputs.beta).astype(dtype)
-  entering, state = state, state[0]
-  states, saved = [], []
+  (entering, reach), found = states, None
+  state, states, saved = entering[0], [], []
   for m, v in enumerate(inputs.v):
     fresh = v - made.k_in[m] @ state
     error = inverse[m] @ fresh.astype(dtype)
@@ -236,7 +274,10 @@ def write(state, inputs: Inputs, cut, *, static: Static, dtype):
     state = _next_state(state, made, k_out_t, written, m)
   states, x = map(jnp.stack, (states, saved))
   o = made.q_in @ states + made.p @ _written(x, inputs.beta)
-  return state[None], o, Solved(entering, x, _packed(inverse))
+  if reach is not None:
+    reach, found = _reach(reach[0], made, inverse, inputs.beta, dtype)
+  solved = Solved(entering, x, _packed(inverse))
+  return (state[None], reach), o, solved, found
 
 
 def _read(dstate, made, beta, inverse, dx_o, read, dtype):

@@ -16,7 +16,11 @@ from pallas_kernels.delta_rule import reference
 DELTA_PRODUCT = dispatch.Op(
   'delta_product',
   (
-    dispatch.Implementation(name='xla', function=chunked_xla.delta_product),
+    dispatch.Implementation(
+      name='xla',
+      function=chunked_xla.delta_product,
+      exchanges=True,
+    ),
     dispatch.Implementation(name='recurrent', function=reference.delta_product),
   ),
 )

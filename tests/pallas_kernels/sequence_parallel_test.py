@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import math
 import re
@@ -9,6 +10,7 @@ from jax.sharding import PartitionSpec as P
 import numpy as np
 import pytest
 
+from pallas_kernels import delta_product
 from pallas_kernels import delta_rule
 from pallas_kernels import dispatch
 from pallas_kernels import sequence_parallel
@@ -38,6 +40,8 @@ IDS = np.array(
   [[0 if c == '.' else ord(c) - 96 for c in row] for row in _PATTERNS], np.int32
 )
 SPEC = arg_specs.ArgSpec(name='base', B=len(IDS), T=24, H=2, HV=4, K=4, V=3)
+# Parts of 150 tokens on 4 devices: several groups of chunks, the last padded.
+LONG = dataclasses.replace(SPEC, B=2, T=600)
 DECAYS = {'none': None, 'head': (), 'channel': (SPEC.K,)}
 
 
@@ -113,7 +117,7 @@ def _row_errors(actual, expected):
   return np.array(
     [
       max(np.linalg.norm(a[row] - e[row]) / np.abs(e).max() for a, e in pairs)
-      for row in range(SPEC.B)
+      for row in range(len(expected_values[0]))
     ]
   )
 
@@ -128,6 +132,11 @@ def _check(mesh, decay='none', implementation='recurrent', *, ids=IDS, **axes):
   return actual
 
 
+# One that knows of no other devices, and one that takes an `Exchange`.
+BOTH = pytest.mark.parametrize('implementation', ['recurrent', 'xla'])
+
+
+@BOTH
 @pytest.mark.parametrize(
   ('devices', 'kind', 'decay'),
   [
@@ -138,9 +147,11 @@ def _check(mesh, decay='none', implementation='recurrent', *, ids=IDS, **axes):
     (8, AUTO, 'none'),
   ],
 )
-def test_values_and_gradients_with_segments(devices, kind, decay):
+def test_values_and_gradients_with_segments(
+  devices, kind, decay, implementation
+):
   mesh = _mesh((devices,), ('sequence',), kind)
-  (_, (o, state)), _ = _check(mesh, decay)
+  (_, (o, state)), _ = _check(mesh, decay, implementation)
   if kind == EXPLICIT:
     assert o.sharding.spec == P(None, 'sequence', None, None)
   assert state.sharding.is_fully_replicated
@@ -151,6 +162,18 @@ def test_values_and_gradients_with_segments(devices, kind, decay):
 @pytest.mark.parametrize(('devices', 'kind'), [(3, AUTO), (4, EXPLICIT)])
 def test_a_vjp_of_its_own_and_parts_that_are_no_whole_chunks(devices, kind):
   _check(_mesh((devices,), ('sequence',), kind), implementation='xla', ids=None)
+
+
+@pytest.mark.parametrize('decay', DECAYS)
+def test_parts_of_several_groups_of_chunks(decay):
+  rng = np.random.default_rng(7)
+  ids = np.sort(rng.integers(0, 5, (LONG.B, LONG.T)), axis=1).astype(np.int32)
+  arguments = _arguments(decay, LONG)
+  expected = _value_and_grad('xla')(arguments, ids)
+  with jax.set_mesh(_mesh((4,), ('sequence',), AUTO)):
+    actual = _value_and_grad('xla')(arguments, ids)
+  errors = _row_errors(actual, expected)
+  assert np.all(errors < 1e-5), errors
 
 
 @pytest.mark.parametrize(
@@ -168,14 +191,15 @@ def test_beside_batch_and_heads(shape, names, axes):
   _check(mesh, 'head', batch=batch, time=time, heads=heads)
 
 
-def test_16_bit_arguments():
+@BOTH
+def test_16_bit_arguments(implementation):
   """What a token reads is the sum of two numbers that were rounded to 16 bits.
 
   Rounding one to bfloat16 has an rms error of 2^-9 / sqrt(3) to 2^-8 / sqrt(3).
   """
   mesh = _mesh((4,), ('sequence',), AUTO)
   arguments = _arguments(dtype='bfloat16')
-  run = jax.jit(functools.partial(delta_rule, implementation='recurrent'))
+  run = jax.jit(functools.partial(delta_rule, implementation=implementation))
   expected = run(**arguments, segment_ids=IDS)
   with jax.set_mesh(mesh):
     actual = run(**_place(arguments, mesh), segment_ids=IDS)
@@ -200,11 +224,65 @@ def test_second_derivatives():
     assert testing.error(np.float64(actual[name]), np.float64(e)) < 1e-5, name
 
 
-def test_forward_mode_is_refused():
+@BOTH
+def test_forward_mode_is_refused(implementation):
   mesh = _mesh((2,), ('sequence',), AUTO)
   arguments = _arguments()
+  loss = lambda a: _loss(a, implementation=implementation)[0]  # noqa: E731
   with jax.set_mesh(mesh), pytest.raises(TypeError, match='forward-mode'):
-    jax.jvp(lambda a: _loss(a)[0], (arguments,), (arguments,))
+    jax.jvp(loss, (arguments,), (arguments,))
+
+
+def test_second_derivatives_of_chunks_are_refused():
+  def norm(arguments):
+    gradients = jax.grad(lambda a: _loss(a, implementation='xla')[0])(arguments)
+    return sum(jnp.sum(jnp.square(g)) for g in gradients.values())
+
+  with (
+    jax.set_mesh(_mesh((2,), ('sequence',), AUTO)),
+    pytest.raises(NotImplementedError, match='first derivatives'),
+  ):
+    jax.grad(norm)(_arguments())
+
+
+@BOTH
+def test_rows_of_an_axis_that_is_mapped(implementation):
+  loss = lambda a: _loss(a, implementation=implementation)[0]  # noqa: E731
+  run = jax.jit(jax.vmap(jax.grad(loss)))
+  arguments = jax.tree.map(lambda x: jnp.stack([x, -x]), _arguments())
+  expected = run(arguments)
+  with jax.set_mesh(_mesh((4,), ('sequence',), AUTO)):
+    actual = run(arguments)
+  for name, e in expected.items():
+    assert testing.error(np.float64(actual[name]), np.float64(e)) < 1e-5, name
+
+
+@BOTH
+def test_several_keys_per_token(implementation):
+  arguments = _arguments('head')
+  rng = np.random.default_rng(6)
+  for name in ('k', 'v', 'beta'):
+    shape = arguments[name].shape
+    wide = rng.standard_normal((*shape[:2], 3, *shape[2:]))
+    arguments[name] = jnp.asarray(wide, jnp.float32)
+  arguments['beta'] = 2 * jax.nn.sigmoid(arguments['beta'])
+
+  def loss(arguments):
+    results = delta_product(
+      **arguments,
+      segment_ids=IDS,
+      normalize_qk=True,
+      chunk_size=6,
+      implementation=implementation,
+    )
+    return sum(jnp.sum(jnp.sin(r)) for r in results), results
+
+  run = jax.jit(jax.value_and_grad(loss, has_aux=True))
+  expected = run(arguments)
+  with jax.set_mesh(_mesh((4,), ('sequence',), AUTO)):
+    actual = run(arguments)
+  errors = _row_errors(actual, expected)
+  assert np.all(errors < 1e-5), errors
 
 
 _COLLECTIVE = re.compile(
@@ -224,8 +302,9 @@ def _collectives(function, arguments, ids):
   )
 
 
+@BOTH
 @pytest.mark.parametrize(('devices', 'rounds'), [(2, 1), (4, 2), (8, 3)])
-def test_only_states_are_exchanged(devices, rounds):
+def test_only_states_are_exchanged(devices, rounds, implementation):
   spec = arg_specs.ArgSpec(name='wide', B=2, T=48, H=1, HV=3, K=5, V=7)
   mesh = _mesh((devices,), ('sequence',), AUTO)
   affine = ('collective-permute', ('f32[2,3,5,12]',))  # [B, HV, K, V + K]
@@ -233,7 +312,9 @@ def test_only_states_are_exchanged(devices, rounds):
   final_state = ('all-reduce', ('f32[2,3,5,7]',))
 
   def outputs(arguments, ids):
-    return delta_rule(**arguments, segment_ids=ids, implementation='recurrent')
+    return delta_rule(
+      **arguments, segment_ids=ids, implementation=implementation
+    )
 
   def output(arguments, ids):
     return outputs(arguments, ids)[0]
@@ -264,27 +345,36 @@ def test_only_states_are_exchanged(devices, rounds):
   assert len(summed) <= 3
 
 
-def test_with_the_states_kept_only_the_op_runs_again():
+def _scans_and_exchanges(function):
+  """Returns how often tokens are scanned, and states are exchanged."""
+  run = jax.jit(jax.value_and_grad(function))
+  text = run.lower(_arguments(spec=LONG)).compile().as_text()
+  return len(re.findall(r' while\(', text)), text.count(' collective-permute(')
+
+
+@BOTH
+def test_with_the_states_kept_only_the_op_runs_again(implementation):
   policy = jax.checkpoint_policies.save_only_these_names(
     sequence_parallel.STATES
   )
 
-  def counts(function):
-    """Returns how often tokens are scanned, and states are exchanged."""
-    run = jax.jit(jax.value_and_grad(function))
-    text = run.lower(_arguments()).compile().as_text()
-    return len(re.findall(r' while\(', text)), text.count(
-      ' collective-permute('
-    )
-
   def loss(arguments):
-    return _loss(arguments)[0]
+    return _loss(arguments, implementation=implementation)[0]
 
   with jax.set_mesh(_mesh((4,), ('sequence',), AUTO)):
-    scans, exchanges = counts(loss)
-    found = counts(jax.checkpoint(loss, policy=policy))
+    scans, exchanges = _scans_and_exchanges(loss)
+    found = _scans_and_exchanges(jax.checkpoint(loss, policy=policy))
   assert exchanges == 2 * 2  # Rounds of each pass.
   assert found == (scans + 1, exchanges)
+
+
+def test_chunks_are_gone_through_once_in_each_direction():
+  def loss(arguments):
+    return _loss(arguments, implementation='xla')[0]
+
+  assert _scans_and_exchanges(loss) == (1 + 1, 0)
+  with jax.set_mesh(_mesh((2,), ('sequence',), AUTO)):
+    assert _scans_and_exchanges(loss) == (1 + 1, 1 + 1)
 
 
 def _decayed_sum(q, k, v, g, *, initial_state, segment_ids):
