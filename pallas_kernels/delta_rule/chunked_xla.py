@@ -26,16 +26,16 @@ from pallas_kernels import sequence_parallel
 from pallas_kernels.delta_rule import chunked_xla_group as group
 
 
-def _chunks(x, chunks: int, heads: int):
+def _chunks(x, static: group.Static, heads: int):
   """Returns [B, L, H, ...] as float32 [M, B HV, C, ...]."""
-  x = chunking.to_chunks(x, chunks, heads)
+  x = chunking.to_chunks(x, static.layout.chunks_per_group, heads)
   return x.reshape(x.shape[0], -1, *x.shape[3:])
 
 
 def _chunked_inputs(inputs: group.Inputs, static: group.Static) -> group.Inputs:
   inputs = inputs._replace(beta=inputs.beta[..., None])
-  chunks, heads = static.layout.chunks_per_group, inputs.v.shape[2]
-  return jax.tree.map(lambda x: _chunks(x, chunks, heads), inputs)
+  heads = inputs.v.shape[2]
+  return jax.tree.map(lambda x: _chunks(x, static, heads), inputs)
 
 
 def _from_chunks(x, like, heads: int):
@@ -76,7 +76,7 @@ def _backward_group(
     dstate[None],
     _chunked_inputs(inputs, static),
     solved,
-    _chunks(do, static.layout.chunks_per_group, heads),
+    _chunks(do, static, heads),
     _segments(counts, static, heads),
   )
   gradients = gradients._replace(beta=gradients.beta[..., 0])
@@ -90,8 +90,14 @@ class _Shared(NamedTuple):
   """What the backward pass needs of a row that devices share."""
 
   exchange: sequence_parallel.Exchange
-  reach: jax.Array  # [T / C, N, C / n, K], that of O
+  reach: jax.Array  # [N, T / n, K], that of O
   transition: jax.Array  # [B, HV, K, K]
+
+
+def _rows(x):
+  """Returns [groups, M, N, C, ...] as [N, T, ...]."""
+  x = jnp.moveaxis(x, 2, 0)
+  return x.reshape(x.shape[0], -1, *x.shape[4:])
 
 
 @jax.default_matmul_precision('highest')
@@ -106,18 +112,20 @@ def _enter(exchange, states, solved: group.Solved, o, reach: group.Reach):
     reach: of all groups.
 
   Returns:
-    the last state, `solved`, O [T / C, N, C / n, V] and what is shared.
+    the last state, `solved`, O [B, T / n, HV, V] and what is shared.
   """
   entering, transition = exchange.enter(states)
-  state = states[..., : entering.shape[-1]] + transition @ entering
-  entering = entering.reshape(-1, *entering.shape[2:])
-  o = o + reach.o @ entering
+  batch, heads, _, value_dim = entering.shape
+  state = states[..., :value_dim] + transition @ entering
+  entering = entering.reshape(batch * heads, -1, value_dim)
+  read = _rows(reach.o)
+  o = (_rows(o) + read @ entering).reshape(batch, heads, -1, value_dim)
   solved = solved._replace(
     state=solved.state + reach.state @ entering,
     x=solved.x + reach.x @ entering,
   )
-  o, read = (x.reshape(-1, *x.shape[2:]) for x in (o, reach.o))
-  return state, solved, o, _Shared(exchange, read, transition)
+  shared = _Shared(exchange, read, transition)
+  return state, solved, jnp.moveaxis(o, 1, 2), shared
 
 
 @jax.default_matmul_precision('highest')
@@ -129,8 +137,9 @@ def _leave(shared: _Shared, do, dfinal):
     do: [B, T / n, HV, V].
     dfinal: [B, HV, K, V].
   """
-  do = _chunks(do, shared.reach.shape[0], dfinal.shape[1])
-  own = jnp.einsum('mnck,mncv->nkv', shared.reach, do).reshape(dfinal.shape)
+  do = jnp.moveaxis(do.astype(jnp.float32), 2, 1)
+  read = shared.reach.reshape(*do.shape[:3], -1)
+  own = jnp.einsum('bhtk,bhtv->bhkv', read, do)
   own += jnp.swapaxes(shared.transition, -1, -2) @ dfinal
   return dfinal + shared.exchange.leave(own, shared.transition)
 
@@ -161,7 +170,7 @@ def _forward(static, inputs, initial_state, counts, exchange):
   state = jnp.concatenate(states, axis=-1)
   if exchange is not None:
     state, solved, o, shared = _enter(exchange, state, solved, *found)
-    o = _from_chunks(o, inputs.v, inputs.v.shape[2])
+    o = o.astype(inputs.v.dtype)
   return (o, state), (inputs, counts, solved, shared)
 
 
