@@ -155,14 +155,15 @@ def _own(x, row, column):
 def _store_within(sums: _Sums, s, sizes):
   """Stores the pairs -B and G and the diagonal of dV X^T; returns -b."""
   row, column = utils.indices(_C, _C)
-
-  def strict(x):
-    if not sizes.gated:
-      return utils.cast(jnp.where(row > column, x, 0.0))
-    # Found twice: there are no registers to keep them.
+  if sizes.gated:
     by_row = utils.load_rows(s['rows'].at[layout.SUM])
     by_column = utils.load_columns(s['sums'])
-    return x * layout.decays(by_row, by_column, row > column)
+    decays = layout.decays(by_row, by_column, row > column)
+
+  def strict(x):
+    if sizes.gated:
+      return x * decays
+    return utils.cast(jnp.where(row > column, x, 0.0))
 
   b, g = _pairs(s)
   values = _divided(sums.of_values, OF_KEY, s, sizes)
