@@ -54,6 +54,9 @@ for them, and most of its shared memory, so that copies of one block of threads
 hide behind the products of another. S, X and M stay transposed, as they were
 found.
 
+Where all keys of a row are the same and beta is 1, a decay acts on what is
+erased at once: dg is then a sum that cancels, and known to a tenth of its rms.
+
 q and k are normalised within the kernels, by factors of tokens alone (see
 `mosaic_gpu_layout`); XLA adds to dq and dk what lies along q and k.
 
