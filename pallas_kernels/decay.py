@@ -155,8 +155,19 @@ def _crossings(x, stride):
   x = x * jnp.expand_dims(rows, range(x.ndim - 2))
   # From s to s + 1, what goes out of s is added, what comes into it ends.
   change = jnp.sum(x, axis=-2)
-  change = change.at[..., stride - 1 :: stride].add(-jnp.sum(x, axis=-1))
+  change -= with_gaps(jnp.sum(x, axis=-1), stride)
   return before @ change[..., None]
+
+
+def with_gaps(x: jax.Array, stride: int) -> jax.Array:
+  """Returns x [..., N] as [..., N stride], each element after stride - 1 zeros.
+
+  To add them by `.at[].add` would be a scatter, which XLA of jax 0.11.2 cannot
+  partition.
+  """
+  gap = stride - 1
+  padding = [(0, 0, 0)] * (x.ndim - 1) + [(gap, 0, gap)]
+  return jax.lax.pad(x, jnp.zeros((), x.dtype), padding)
 
 
 def crossings(x: jax.Array, stride: int = 1) -> jax.Array:

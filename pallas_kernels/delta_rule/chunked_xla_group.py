@@ -332,7 +332,7 @@ def _dg(cut, pair, made, back, pairs, dpairs, static: Static, dtype):
   stride = static.keys_per_token
   entered = _row_sums(made.k_in, back.k_in)
   reads = _row_sums(made.q_in, back.q_in)
-  entered = entered.at[..., stride - 1 :: stride, :].add(reads)
+  entered += decay.with_gaps(reads[..., 0], stride)[..., None]
   left = _row_sums(made.k_out, back.k_out)
   wide = (entered, left, made.keep * back.keep)
   entered, left, passed = (a.astype(dtype) for a in wide)
