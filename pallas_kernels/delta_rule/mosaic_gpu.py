@@ -55,7 +55,8 @@ hide behind the products of another. S, X and M stay transposed, as they were
 found.
 
 Where all keys of a row are the same and beta is 1, a decay acts on what is
-erased at once: dg is then a sum that cancels, and known to a tenth of its rms.
+erased at once: dg is then a sum that cancels, with an error beyond the limit
+that all other gradients are held to.
 
 q and k are normalised within the kernels, by factors of tokens alone (see
 `mosaic_gpu_layout`); XLA adds to dq and dk what lies along q and k.
