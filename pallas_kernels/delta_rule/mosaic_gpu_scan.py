@@ -219,7 +219,9 @@ class Helpers(NamedTuple):
   """What blocks of threads without a row do, a warpgroup for each task.
 
   Attributes:
-    work: (refs by name, scratch by name, index in R N, part) -> None: a task.
+    work: (refs by name, find) -> None: a task. find() -> (scratch by name, the
+      chunk's index in R N, the part) reads them from shared memory: of what it
+      knows the compiler would keep all addresses in registers.
     inputs: arrays by name, beside those of the scan.
     results: shapes and dtypes by name; those that the scan copies it waits for.
     scratch: of one task, by name, for a number of them at a time.
@@ -231,7 +233,7 @@ class Helpers(NamedTuple):
       ahead of it each has its share.
   """
 
-  work: Callable[[Any, Any, Any, Any], None]
+  work: Callable[[Any, Callable[[], tuple[Any, Any, Any]]], None]
   inputs: Mapping[str, jax.Array]
   results: Mapping[str, jax.ShapeDtypeStruct]
   scratch: Callable[[int], Mapping[str, Any]]
