@@ -32,7 +32,9 @@ memory and in products of two 64 x 64 matrices per chunk, each of which is
 so 1,664 bytes and 0.34 million operations forward, 2,688 bytes if there will be
 a gradient, and 4,800 bytes and 0.63 million backward. To keep S and X takes
 1,024 bytes of memory; without them it is 1,664 forward and 6,528 with 0.76
-million backward. Beside it beta, 4 bytes for the first and 8 for what the last
+million backward. To read and write the op's arrays once takes 1,026 and 1,796
+bytes, flash-linear-attention's kernels 5,124 and 12,038 (whose arrays are
+counted likewise). Beside it beta, 4 bytes for the first and 8 for what the last
 finds of its gradient. Decays add 12 bytes to what each of the first reads, 16
 to the recurrences and states, and 40 to what chunk_bwd reads and writes; norms
 add 4 to inverse and states, 8 to the recurrences and 24 to chunk_bwd.
