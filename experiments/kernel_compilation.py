@@ -5,7 +5,8 @@ token and value head: bytes of the arrays that it reads and writes, each counted
 once, and the operations of its products (HGMMA). A recurrence is compiled in
 every form it has: a block of threads takes 64 columns of a state, or all
 `columns`, or others work beside it in the same launch. The products of the
-latter two, some of which are in a loop or another's, are not counted.
+latter two, some of which are in a loop or another's, are not counted. What runs
+for a row that devices share is a pass of its own, `part`.
 
 `kernel_rows` and `train_step_row` start child processes; what runs in these,
 `compile_delta_rule` and `compile_train_step`, is called by nobody else.
@@ -33,6 +34,12 @@ from pallas_kernels import dispatch
 from pallas_kernels.delta_rule import api
 from pallas_kernels.delta_rule import mosaic_gpu
 from pallas_kernels.delta_rule import mosaic_gpu_config
+from pallas_kernels.delta_rule import mosaic_gpu_layout as layout
+from pallas_kernels.delta_rule import mosaic_gpu_recurrence as recurrence
+from pallas_kernels.delta_rule import (
+  mosaic_gpu_recurrence_bwd as recurrence_bwd,
+)
+from pallas_kernels.delta_rule import mosaic_gpu_scan as scan
 
 Row = dict[str, Any]
 
@@ -49,6 +56,8 @@ MOST_TEMP_BYTES = 51_000_000_000
 _CHUNK = 64
 _WIDTH = 64  # Columns that every block of threads of a recurrence takes.
 _PARALLEL = ('delta_rule_inverse', 'delta_rule_chunk_bwd')  # No recurrences.
+# Of a row that devices share; the first has V + K columns.
+_PART, _PART_BWD = 'delta_rule_part', 'delta_rule_part_bwd'
 # With others beside them.
 _SHARED = (
   'delta_rule_inverse_recurrence',
@@ -136,8 +145,50 @@ def _passes(
   values, pullback = jax.eval_shape(passes['forward'], arguments)
   backward = jax.jit(lambda pullback, cotangents: pullback(cotangents))
   return {name: (f, (arguments,)) for name, f in passes.items()} | {
-    'backward': (backward, (pullback, values))
+    'backward': (backward, (pullback, values)),
+    'part': _part(head_dim, gate, normalize_qk, processors),
   }
+
+
+def _part(head_dim: int, gate: str, normalize_qk: bool, processors: int):
+  """Returns the jitted function of the kernels of a part, and its arguments."""
+  config = dataclasses.replace(
+    mosaic_gpu_config.config_for(head_dim, head_dim), processors=processors
+  )
+  sizes = layout.Sizes(
+    B=_B,
+    T=_T,
+    H=_H,
+    HV=_H,
+    K=head_dim,
+    V=head_dim,
+    gated=gate != 'none',
+    scale=head_dim**-0.5,
+    normalized=normalize_qk,
+  )
+  count = sizes.rows * sizes.chunks
+  array = jax.ShapeDtypeStruct
+  arguments = {
+    **dict.fromkeys('qkvo', array((_B, _T, _H * head_dim), jnp.bfloat16)),
+    'inverse': array((count, 3 * _CHUNK, _CHUNK // 2), jnp.bfloat16),
+    'rows': array((count, sizes.lines, _CHUNK), jnp.float32),
+    'norms': dict.fromkeys(
+      scan.NORMS if normalize_qk else (), layout.norms(sizes)
+    ),
+    'state': array((sizes.rows, head_dim, head_dim), jnp.float32),
+  }
+
+  def run(q, k, v, o, inverse, rows, norms, state):
+    forward = recurrence.part(
+      *(k, v, inverse, rows, norms.get('key_norms'), state, sizes),
+      config=config,
+    )
+    backward = recurrence_bwd.state_gradients(
+      *(q, k, o, inverse, rows, norms, state, sizes), config=config, keep=False
+    )
+    return forward, backward
+
+  return jax.jit(run), tuple(arguments.values())
 
 
 def _blocks_per_chunk(kernel: str, head_dim: int) -> float:
@@ -145,7 +196,7 @@ def _blocks_per_chunk(kernel: str, head_dim: int) -> float:
   if kernel == 'delta_rule_inverse':
     config = mosaic_gpu_config.config_for(head_dim, head_dim)
     return 1 / config.inverse_groups
-  return head_dim // _WIDTH
+  return head_dim // _WIDTH * (2 if kernel == _PART else 1)
 
 
 def _compile_passes(
@@ -187,14 +238,17 @@ def _compile_case(target: str, head_dim: int, *case) -> Iterator[Row]:
   """Yields the rows of a case, those of recurrences in every form."""
   blocks = _B * _H * head_dim // _WIDTH
   run = functools.partial(_compile_passes, target, head_dim, *case)
-  yield from run(columns=_WIDTH, processors=blocks)
+  for row in run(columns=_WIDTH, processors=blocks):
+    if row['kernel'] != _PART:  # It would have both columns.
+      yield row
   for row in run(columns=_WIDTH, processors=3 * blocks):
-    if row['kernel'] in _SHARED:
+    if row['kernel'] == _PART:
+      yield row
+    elif row['kernel'] in _SHARED:
       yield row | {'flops_per_token': None}
-  if head_dim == _WIDTH:
-    return
-  for row in run(columns=head_dim, processors=1):
-    if row['kernel'] not in _PARALLEL:
+  for row in run(columns=2 * _WIDTH, processors=1):
+    has_two_blocks = head_dim > _WIDTH or row['kernel'] == _PART
+    if has_two_blocks and row['kernel'] not in _PARALLEL:
       yield row | {'flops_per_token': None}
 
 

@@ -41,6 +41,9 @@ _MOVES_NOTHING = hlo_text.CONTROL + (
   'tuple',
 )
 
+# What of their result is not read, that they do not read either.
+_IN_PLACE = ('bitcast', 'convert', 'reshape')
+
 _Named = Mapping[str, hlo_text.Instruction]
 
 
@@ -168,11 +171,13 @@ class _Fusion:
         total += inner
       elif user.opcode == 'dynamic-update-slice' and user.operands[0] == name:
         continue
-      elif user.opcode in ('bitcast', 'reshape') and not user.is_root:
+      elif user.opcode in _IN_PLACE and not user.is_root:
         inner = self._read_of(user.name)
         if inner is None:
           return None
-        total += inner
+        # In the type that the value has before.
+        before = hlo_text.num_bytes(self._named[name].type)
+        total += inner * before // hlo_text.num_bytes(user.type)
       else:
         return None
     return total

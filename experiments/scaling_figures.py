@@ -14,44 +14,66 @@ from experiments import atomic_file
 Row = Mapping[str, Any]
 
 _COLOURS = {'fsdp': 'tab:blue', 'sequence': 'tab:orange'}
+_STYLES = {'xla': 'o--', 'mosaic_gpu': 'o-'}
 _TOLERANCE = 0.05
+# Of kernels FLOPs are not known.
 _PANELS = (
-  ('flops', 'FLOPs of a device x devices, by those of one'),
-  ('memory_traffic_bytes', 'memory traffic, likewise'),
+  ('flops', ('xla',), 'FLOPs of a device x devices, by those of one'),
+  ('memory_traffic_bytes', tuple(_STYLES), 'memory traffic, likewise'),
 )
 
 
-def ratios(rows: Sequence[Row], axis: str, field: str) -> dict[int, float]:
+def ratios(
+  rows: Sequence[Row], implementation: str, axis: str, field: str
+) -> dict[int, float]:
   """Returns {n: n times a device's share by the whole of one device}.
 
   Raises:
     ValueError: no row is of one device.
   """
-  whole = [row[field] for row in rows if row['num_devices'] == 1]
-  if not whole:
-    raise ValueError('the rows must have one of a single device')
-  shares = {1: whole[0]} | {
+  shares = {
     row['num_devices']: row[field]
     for row in rows
-    if row['axis'] == axis and row['num_devices'] > 1
+    if (row['implementation'], row['axis']) == (implementation, axis)
   }
-  return {n: n * share / whole[0] for n, share in sorted(shares.items())}
-
-
-def _draw_ratios(panel: axes.Axes, rows: Sequence[Row], field: str) -> None:
-  panel.axhspan(1 - _TOLERANCE, 1 + _TOLERANCE, color='0.9')
-  for axis, colour in _COLOURS.items():
-    found = ratios(rows, axis, field)
-    panel.plot(
-      list(found), list(found.values()), 'o-', color=colour, label=axis
+  if 1 not in shares:
+    raise ValueError(
+      'the rows must have one of a single device for each implementation and '
+      f'axis, got none for {implementation}, {axis}'
     )
+  return {n: n * share / shares[1] for n, share in sorted(shares.items())}
+
+
+def _draw_ratios(
+  panel: axes.Axes,
+  rows: Sequence[Row],
+  field: str,
+  implementations: Sequence[str],
+) -> None:
+  panel.axhspan(1 - _TOLERANCE, 1 + _TOLERANCE, color='0.9')
+  for implementation in implementations:
+    for axis, colour in _COLOURS.items():
+      found = ratios(rows, implementation, axis, field)
+      panel.plot(
+        list(found),
+        list(found.values()),
+        _STYLES[implementation],
+        color=colour,
+        label=f'{axis}, {implementation}',
+      )
   panel.set_ylim(0.8, None)
 
 
 def _draw_sent(panel: axes.Axes, rows: Sequence[Row]) -> None:
   for axis, colour in _COLOURS.items():
     chosen = sorted(
-      (row for row in rows if row['axis'] == axis and row['num_devices'] > 1),
+      (
+        row
+        for row in rows
+        if row['axis'] == axis
+        and row['num_devices'] > 1
+        and 'formula_bytes' in row
+      ),
       key=lambda row: row['num_devices'],
     )
     counts = [row['num_devices'] for row in chosen]
@@ -61,7 +83,7 @@ def _draw_sent(panel: axes.Axes, rows: Sequence[Row]) -> None:
       )
   panel.plot([], [], 'o', color='0.4', label='compiled')
   panel.plot([], [], '-', color='0.4', label='formula')
-  panel.set_title('GB that a device sends in a step', fontsize='medium')
+  panel.set_title('GB that a device sends in a step, xla', fontsize='medium')
   panel.set_ylim(0, None)
 
 
@@ -73,12 +95,12 @@ def draw_scaling(rows: Sequence[Row], path: str | os.PathLike) -> None:
     path: where the PNG goes; an old one is replaced.
 
   Raises:
-    ValueError: no row is of one device.
+    ValueError: no row of an implementation and axis is of one device.
   """
   drawing = figure.Figure(figsize=(11, 3.6), layout='constrained')
   panels = drawing.subplots(1, 3)
-  for panel, (field, title) in zip(panels, _PANELS, strict=False):
-    _draw_ratios(panel, rows, field)
+  for panel, (field, shown, title) in zip(panels, _PANELS, strict=False):
+    _draw_ratios(panel, rows, field, shown)
     panel.set_title(title, fontsize='medium')
   _draw_sent(panels[2], rows)
   for panel in panels:

@@ -25,7 +25,6 @@ class Implementation:
     function: computes the op; raises NotImplementedError, with the reason, for
       arguments that it does not cover.
     unavailable: the reason why this machine cannot run it, or None.
-    value_dims: the V that it takes, or None for any.
     exchanges: whether it takes `exchange`, a `sequence_parallel.Exchange` or
       None, and shares a row with other devices by itself.
   """
@@ -33,12 +32,7 @@ class Implementation:
   name: str
   function: Callable[..., Any]
   unavailable: Callable[[], str | None] = _always_available
-  value_dims: Sequence[int] | None = None
   exchanges: bool = False
-
-  def takes_value_dim(self, value_dim: int) -> bool:
-    """Returns whether it takes this V."""
-    return self.value_dims is None or value_dim in self.value_dims
 
 
 @functools.cache

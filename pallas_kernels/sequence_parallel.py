@@ -9,8 +9,8 @@ a part of the row to the state that leaves it by an affine map,
 with M the product of the A_t, be they reflections, decays or both. A run of the
 op over the part, from the first state 0, leaves E; one with values of 0, from
 the first state I, leaves M: no formula of the op is needed. Columns of V know
-nothing of one another, so both are one run over V + K columns, or two where the
-implementation does not take as many; what tokens read in it is not looked at.
+nothing of one another, so both are one run over V + K columns; what tokens read
+in it is not looked at.
 The map of a part is composed with that of the parts before it,
 
     (M_2, E_2) after (M_1, E_1)  =  (M_2 M_1, M_2 E_1 + E_2),
@@ -32,8 +32,9 @@ gradient is taken.
 
 So the op runs twice over a part, and most of its VJP too. An implementation can
 do with less if it takes an `Exchange`: called once, it asks that for the state
-that enters and for dS_out when it needs them. What tokens read is affine in the
-former, o = o_0 + R S_in, and so G = R^T do.
+that enters and for dS_out when it needs them. It then finds E, M and G and no
+more; or, as what tokens read is affine in the state that enters, o = o_0 + R
+S_in, goes through the part once, with G = R^T do.
 
 Segments: a reset inside a part leaves M = 0 by itself. A reset between two
 parts (the last id that is not padding in one differs from the first in the
@@ -195,30 +196,21 @@ class Exchange:
     return _unless_reset(after, part, after.affine[..., : own.shape[-1]])
 
 
-class _Recurrence(NamedTuple):
-  """An implementation that runs over a row and knows of no other devices."""
-
-  function: Callable[..., tuple[jax.Array, jax.Array]]  # of arrays by name
-  takes_value_dim: Callable[[int], bool]
+# An implementation that knows of no other devices, of arrays by name.
+_Recurrence = Callable[..., tuple[jax.Array, jax.Array]]
 
 
 def _affine(recurrence: _Recurrence, arrays):
   """Returns [E, M] of a part, with E from its first state."""
   v, first_state = arrays['v'], arrays['initial_state']
-  *rows, key_dim, value_dim = first_state.shape  # [B, HV, K, V]
+  *rows, key_dim, _ = first_state.shape  # [B, HV, K, V]
   eye = jnp.eye(key_dim, dtype=first_state.dtype)
   eye = jnp.broadcast_to(eye, (*rows, key_dim, key_dim))
-
-  def leaving(v, initial_state):
-    changed = {'v': v, 'initial_state': initial_state}
-    return recurrence.function(**arrays | changed)[1]
-
-  if recurrence.takes_value_dim(value_dim + key_dim):
-    columns = jnp.pad(v, [(0, 0)] * (v.ndim - 1) + [(0, key_dim)])
-    return leaving(columns, jnp.concatenate([first_state, eye], axis=-1))
-  nothing = jnp.zeros((*v.shape[:-1], key_dim), v.dtype)
-  states = leaving(v, first_state), leaving(nothing, eye)
-  return jnp.concatenate(states, axis=-1)
+  changed = {
+    'v': jnp.pad(v, [(0, 0)] * (v.ndim - 1) + [(0, key_dim)]),
+    'initial_state': jnp.concatenate([first_state, eye], axis=-1),
+  }
+  return recurrence(**arrays | changed)[1]
 
 
 def _enter(recurrence: _Recurrence, inputs, segment_ids, exchange: Exchange):
@@ -231,7 +223,7 @@ def _enter(recurrence: _Recurrence, inputs, segment_ids, exchange: Exchange):
   state = inputs['initial_state'] + entering
 
   def op(inputs):
-    return recurrence.function(**inputs, segment_ids=segment_ids)
+    return recurrence(**inputs, segment_ids=segment_ids)
 
   return op, inputs | {'initial_state': state}, transition
 
@@ -284,8 +276,7 @@ def _of_part(op: dispatch.Op, choice, settings, arrays, axes):
     function = functools.partial(implementation.function, **settings)
     if implementation.exchanges:
       return function(**inputs, segment_ids=segment_ids, exchange=exchange)
-    recurrence = _Recurrence(function, implementation.takes_value_dim)
-    return _run(recurrence, inputs, segment_ids, exchange)
+    return _run(function, inputs, segment_ids, exchange)
 
   o, state = op.first(choice, run)
   last = jnp.where(index == jax.lax.axis_size(axes) - 1, state, 0)

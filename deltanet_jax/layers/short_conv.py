@@ -7,6 +7,7 @@ Of y_t = sum_{j < W} w_j x_{t-j} the gradients are sums of the same kind,
 so that nothing but x is saved, where JAX would save x once for every tap.
 """
 
+import functools
 from typing import NamedTuple
 
 from flax import nnx
@@ -90,6 +91,32 @@ def _runs(ids):
   if ids is None:
     return None
   return jnp.where(ids != 0, segments.run_numbers(ids), _PADDING)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _with_last(x, size: int):
+  """Returns x [B, T, D] and its last tokens, size of them.
+
+  The gradient of these is added in place; JAX would make an array of it that is
+  as large as x.
+  """
+  return x, x[:, x.shape[1] - size :]
+
+
+def _with_last_forward(x, size):
+  return _with_last(x, size), None
+
+
+def _with_last_backward(size, residuals, cotangents):
+  del residuals
+  dx, dlast = cotangents
+  start = dx.shape[1] - size
+  return (
+    jax.lax.dynamic_update_slice_in_dim(dx, dx[:, start:] + dlast, start, 1),
+  )
+
+
+_with_last.defvjp(_with_last_forward, _with_last_backward)
 
 
 def _from_past(past: ShortConvCache, kernel, ids, length: int):
@@ -200,7 +227,8 @@ class ShortConv(nnx.Module):
       x, ids = arrays['x'], arrays['segment_ids']
       past = None
       if time_axes is not None and size:
-        past = ShortConvCache(halo(x, time_axes), halo(ids, time_axes))
+        x, last = _with_last(x, min(size, x.shape[1]))
+        past = ShortConvCache(halo(last, time_axes), halo(ids, time_axes))
       return (_convolve(x, ids, arrays['kernel'], arrays['bias'], past),)
 
     # A channel is to the mesh what a head is: it knows nothing of the others.

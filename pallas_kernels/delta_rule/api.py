@@ -11,7 +11,6 @@ from pallas_kernels import shapes
 from pallas_kernels import sharded_call
 from pallas_kernels.delta_rule import chunked_xla
 from pallas_kernels.delta_rule import mosaic_gpu
-from pallas_kernels.delta_rule import mosaic_gpu_config
 from pallas_kernels.delta_rule import reference
 
 
@@ -33,7 +32,7 @@ DELTA_RULE = dispatch.Op(
       name='mosaic_gpu',
       function=mosaic_gpu.delta_rule,
       unavailable=mosaic_gpu.unavailable,
-      value_dims=mosaic_gpu_config.HEAD_DIMS,
+      exchanges=True,
     ),
     dispatch.Implementation(
       name='xla',

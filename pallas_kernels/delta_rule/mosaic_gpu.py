@@ -11,6 +11,10 @@ Kernels, with chunks of 64 tokens (`mosaic_gpu_layout` has the symbols):
               chunk_bwd          the other gradients, all chunks in parallel
               states             S and X, before these, if they were not kept
 
+    where devices share a row, before these
+    forward   part               what a part of the row does to a state
+    backward  part_bwd           its own part of the gradient of the first state
+
 The gradient is that of the solve (I + A) X = R: no derivative of the inverse.
 What the forward pass keeps are its inputs and, unless the `Config` says
 otherwise, T, S and X.
@@ -28,6 +32,8 @@ memory and in products of two 64 x 64 matrices per chunk, each of which is
                        S dS 1024,
                        X dV 768
     states             k v 512, T 192       S 512, X 512        1728       16.5
+    part               k v 512, T 192                            704       33
+    part_bwd           q k do 768, T 192                         960       28.5
 
 so 1,664 bytes and 0.34 million operations forward, 2,688 bytes if there will be
 a gradient, and 4,800 bytes and 0.63 million backward. To keep S and X takes
@@ -38,6 +44,10 @@ counted likewise). Beside it beta, 4 bytes for the first and 8 for what the last
 finds of its gradient. Decays add 12 bytes to what each of the first reads, 16
 to the recurrences and states, and 40 to what chunk_bwd reads and writes; norms
 add 4 to inverse and states, 8 to the recurrences and 24 to chunk_bwd.
+
+Of a row that devices share, each runs over its part twice, the first time for
+no more than the state that it ends in, in V + K columns, and the gradient of
+the one that it starts from (see `sequence_parallel`).
 
 In the recurrences two blocks of threads share a row, and read q, k and T twice,
 the second time from the cache; if there are more of them than the GPU has
@@ -81,6 +91,7 @@ import jax.numpy as jnp
 
 from pallas_kernels import chunking
 from pallas_kernels import decay
+from pallas_kernels import sequence_parallel
 from pallas_kernels.delta_rule import mosaic_gpu_chunk_bwd as chunk_bwd
 from pallas_kernels.delta_rule import mosaic_gpu_config as config_lib
 from pallas_kernels.delta_rule import mosaic_gpu_inverse as inverse_kernel
@@ -121,6 +132,13 @@ class _Counts(NamedTuple):
   valid: jax.Array | None  # bool [B, T]: not padding
 
 
+class _Shared(NamedTuple):
+  """What the backward pass needs of a row that devices share."""
+
+  exchange: sequence_parallel.Exchange
+  transition: jax.Array  # [B, HV, K, K]
+
+
 class _Residuals(NamedTuple):
   """What the backward pass needs."""
 
@@ -129,6 +147,7 @@ class _Residuals(NamedTuple):
   inverse: jax.Array | None
   states: recurrence.States | None
   norms: dict[str, jax.Array]  # of keys and queries, if they are to be applied
+  shared: _Shared | None
 
 
 def unavailable() -> str | None:
@@ -214,9 +233,9 @@ def _states(x: jax.Array, sizes: layout.Sizes) -> jax.Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _delta_rule(static: _Static, inputs: _Inputs, counts: _Counts):
+def _delta_rule(static: _Static, inputs: _Inputs, counts: _Counts, exchange):
   config = dataclasses.replace(static.config, save_states=False)
-  return _forward(static._replace(config=config), inputs, counts)[0]
+  return _forward(static._replace(config=config), inputs, counts, exchange)[0]
 
 
 def _invert(static: _Static, inputs: _Inputs, rows: jax.Array):
@@ -230,7 +249,27 @@ def _invert(static: _Static, inputs: _Inputs, rows: jax.Array):
   )
 
 
-def _forward(static: _Static, inputs: _Inputs, counts: _Counts):
+def _enter(
+  static: _Static, inputs: _Inputs, inverse, rows, key_norms, exchange
+):
+  """Returns the state that enters a part of a row, and what is shared."""
+  first = inputs.initial_state
+  affine = recurrence.part(
+    _flat(inputs.k),
+    _flat(inputs.v),
+    inverse,
+    rows,
+    key_norms,
+    _states(first, static.sizes),
+    static.sizes,
+    config=static.config,
+  )
+  affine = affine.reshape(*first.shape[:3], -1)
+  entering, transition = exchange.enter(affine)
+  return first + entering, _Shared(exchange, transition)
+
+
+def _forward(static: _Static, inputs: _Inputs, counts: _Counts, exchange):
   """Returns ((o, final_state), residuals)."""
   sizes, config = static
   inputs = chunking.first_order_only(inputs)
@@ -241,11 +280,14 @@ def _forward(static: _Static, inputs: _Inputs, counts: _Counts):
   }
   inputs = inputs._replace(**named)
   rows = _make(inputs, counts, sizes)
-  inverse = key_norms = helpers = None
-  if scan.helper_blocks(sizes, config):
+  inverse = key_norms = helpers = shared = None
+  if exchange is None and config_lib.helper_blocks(sizes, config):
     helpers = inverse_kernel.helpers(rows, sizes)
   else:
     inverse, key_norms = _invert(static, inputs, rows)
+  if exchange is not None:
+    state, shared = _enter(static, inputs, inverse, rows, key_norms, exchange)
+    inputs = inputs._replace(initial_state=state)
   found, others = recurrence.outputs(
     _flat(inputs.q),
     _flat(inputs.k),
@@ -274,7 +316,26 @@ def _forward(static: _Static, inputs: _Inputs, counts: _Counts):
     inverse if config.save_inverse else None,
     checkpoint_name(found.kept, 'delta_rule_states'),
     checkpoint_name(norms, 'delta_rule_norms'),
+    shared,
   )
+
+
+def _leave(static: _Static, shared: _Shared, arrays, dlast):
+  """Returns dlast with what the parts behind find.
+
+  Args:
+    static: of the call.
+    shared: of the part.
+    arrays: the first of `state_gradients`.
+    dlast: [B, HV, K, V].
+  """
+  sizes, config = static
+  minus = -_states(dlast, sizes)
+  found = backward.state_gradients(
+    *arrays, minus, sizes, config=config, keep=False
+  )
+  own = -found['last'].reshape(dlast.shape)
+  return dlast + shared.exchange.leave(own, shared.transition)
 
 
 def _run_backward(static: _Static, residuals: _Residuals, do, dlast):
@@ -286,6 +347,9 @@ def _run_backward(static: _Static, residuals: _Residuals, do, dlast):
   if inverse is None:
     inverse, _ = _invert(static, inputs, rows)
   q, k, v, do = (_flat(x) for x in (inputs.q, inputs.k, inputs.v, do))
+  arrays = q, k, do, inverse, rows, norms
+  if residuals.shared is not None:
+    dlast = _leave(static, residuals.shared, arrays, dlast)
   states = residuals.states
   if states is None:
     first = _states(inputs.initial_state, sizes)
@@ -294,15 +358,10 @@ def _run_backward(static: _Static, residuals: _Residuals, do, dlast):
     )
   helpers = None
   # With decays, chunk_bwd has no registers left for that.
-  if scan.helper_blocks(sizes, config) and not sizes.gated:
+  if config_lib.helper_blocks(sizes, config) and not sizes.gated:
     helpers = chunk_bwd.helpers(*states, sizes)
   found = backward.state_gradients(
-    q,
-    k,
-    do,
-    inverse,
-    rows,
-    norms,
+    *arrays,
     -_states(dlast, sizes),
     sizes,
     config=config,
@@ -383,7 +442,7 @@ def _key_gradient(dx, x, lines, norms, sizes: layout.Sizes) -> jax.Array:
 
 
 def _backward(static: _Static, residuals: _Residuals, cotangents):
-  """Returns the gradients of the inputs, and none of the counts."""
+  """Returns the gradients of the inputs, and none of what else there is."""
   sizes = static.sizes
   residuals, cotangents = chunking.first_order_only((residuals, cotangents))
   inputs, counts = residuals.inputs, residuals.counts
@@ -417,7 +476,7 @@ def _backward(static: _Static, residuals: _Residuals, cotangents):
     dg,
     dfirst,
   )
-  return gradients, None
+  return gradients, None, None
 
 
 _delta_rule.defvjp(_forward, _backward)
@@ -435,6 +494,7 @@ def delta_rule(
   segment_ids: jax.Array | None = None,
   normalize_qk: bool = False,
   chunk_size: int | None = None,
+  exchange: sequence_parallel.Exchange | None = None,
   config: config_lib.Config | None = None,
 ) -> tuple[jax.Array, jax.Array]:
   """Runs the kernels; see `api.delta_rule` and the module's docstring.
@@ -450,6 +510,7 @@ def delta_rule(
     segment_ids: None or int32 [B, T].
     normalize_qk: divide q and k by their norms.
     chunk_size: None or 64.
+    exchange: None, or of the devices that share the row.
     config: None means that of the table; see `mosaic_gpu_config.config_for`.
 
   Returns:
@@ -480,5 +541,6 @@ def delta_rule(
   config = config or config_lib.config_for(key_size, value_size)
   static = _Static(sizes, config)
   arrays = [chunking.pad_time(x, padded) for x in (q, k, v, beta, g)]
-  o, state = _delta_rule(static, _Inputs(*arrays, initial_state), counts)
+  inputs = _Inputs(*arrays, initial_state)
+  o, state = _delta_rule(static, inputs, counts, exchange)
   return o[:, :length], state

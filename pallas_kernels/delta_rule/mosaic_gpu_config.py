@@ -16,6 +16,8 @@ from typing import Any
 
 import jax
 
+from pallas_kernels.delta_rule import mosaic_gpu_layout as layout
+
 TABLE = pathlib.Path(__file__).with_suffix('.json')
 ANY_DEVICE = 'any'
 DTYPE = 'bfloat16'
@@ -52,6 +54,24 @@ class Config:
         raise ValueError(
           f'{name} must be at least 1, got {getattr(self, name)}'
         )
+
+
+def state_groups(sizes: layout.Sizes, config: Config) -> int:
+  """Returns how many warpgroups for states a block of threads has.
+
+  Two, if blocks for 64 columns were more than processors: they share what is
+  copied and the matrices within a chunk, and take less time than two blocks
+  after each other.
+  """
+  if sizes.rows * sizes.value_blocks <= config.processors:
+    return 1
+  return 1 if sizes.value_blocks % 2 else 2
+
+
+def helper_blocks(sizes: layout.Sizes, config: Config) -> int:
+  """Returns how many blocks of threads without a row there may be."""
+  rows = sizes.rows * sizes.value_blocks
+  return config.processors - rows if 2 * rows <= config.processors else 0
 
 
 def candidates() -> Iterator[Config]:

@@ -1,4 +1,4 @@
-"""Kernels: the recurrence over chunks, for its outputs or for the gradients.
+"""Kernels: the recurrence over chunks, for outputs, gradients or a last state.
 
 With the state S that enters a chunk and the pair T of `mosaic_gpu_inverse`,
 
@@ -13,7 +13,8 @@ cancel. If q and k are to be normalised, V stands for |k| V, and O is divided by
 
 Of the warpgroups of `mosaic_gpu_scan` those for states find X and S, and leave
 both; the one for results makes the outputs, or stores S and X, transposed as
-they are, for the kernel of the gradients, or does both.
+they are, for the kernel of the gradients, or does both. Where only the state
+that a part of a row ends in is wanted, it does neither.
 """
 
 from typing import NamedTuple
@@ -65,6 +66,8 @@ def _errors(block, number, state):
   if block.sizes.normalized:
     norms = utils.load_columns(use['key_norms'])
     values = values * utils.over_columns(norms, _W)
+  if block.value_blocks < block.sizes.value_blocks:
+    values = values * jnp.where(block.has_values, 1.0, 0.0)
   return values - read
 
 
@@ -184,6 +187,19 @@ def _store_states(block, number):
   block.each(store)
 
 
+def _store_nothing(block, number):
+  """Frees what a chunk has."""
+  block.wait_chunk(number)
+  block.free_chunk(number)
+
+  def free(block):
+    for name in _leaves(block.sizes):
+      block.wait(name)
+      block.free(name)
+
+  block.each(free)
+
+
 def _inputs(sizes, rows, key_norms, **inputs):
   inputs |= {'rows': rows} if sizes.gated else {}
   return inputs | ({'key_norms': key_norms} if sizes.normalized else {})
@@ -283,3 +299,29 @@ def states(k, v, inverse, rows, key_norms, first, sizes, *, config) -> States:
     'delta_rule_states',
   )
   return States(found['states'], found['x'])
+
+
+def part(k, v, inverse, rows, key_norms, first, sizes, *, config) -> jax.Array:
+  """Returns what a part of a row does to a state, [E, M] [R, K, V + K].
+
+  E is the state that it ends in, M takes the state that enters to that: the
+  state it ends in from I, with V = 0. The arguments are those of `outputs`.
+  """
+  eye = jnp.eye(sizes.K, dtype=jnp.float32)
+  eye = jnp.broadcast_to(eye, (sizes.rows, *eye.shape))
+  first = jnp.concatenate([jnp.swapaxes(first, 1, 2), eye], axis=1)
+  found = scan.run(
+    scan.Scan(
+      advance=_advance,
+      finish=_store_nothing,
+      inputs=_inputs(sizes, rows, key_norms, k=k, v=v, inverse=inverse),
+      results={'last': jax.ShapeDtypeStruct(first.shape, jnp.float32)},
+      first=first,
+      states_leave=_leaves(sizes),
+      value_dim=sizes.V,
+    ),
+    sizes._replace(V=sizes.V + sizes.K),
+    config,
+    'delta_rule_part',
+  )
+  return jnp.swapaxes(found['last'], 1, 2)

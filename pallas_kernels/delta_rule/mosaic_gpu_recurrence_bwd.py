@@ -123,17 +123,21 @@ def _leave_reads(block, number):
 
 
 def _store_minus(block, number):
-  """Starts to store M of a chunk."""
+  """Starts to store M of a chunk, if that is a result."""
   block.wait('minus')
+  if 'minus' not in block.refs:
+    return
   target = block.refs['minus'].at[block.index(number), block.columns]
   plgpu.copy_smem_to_gmem(block.left('minus'), target)
 
 
 def _store_dv(block, number):
-  """Starts to store dV of a chunk; M has been stored."""
+  """Starts to store dV of a chunk, if that is a result; M has been stored."""
   refs = block.refs
   _end_store(block, 'minus')
   block.wait('dv')
+  if 'dv' not in refs:
+    return
   dv = block.left('dv')
   turned = utils.load_transposed(dv)
   plgpu.commit_smem()  # All have loaded what is now stored to.
@@ -169,7 +173,18 @@ def _finish(block, number):
 
 
 def state_gradients(
-  q, k, do, inverse, rows, norms, minus, sizes, *, config, helpers=None
+  q,
+  k,
+  do,
+  inverse,
+  rows,
+  norms,
+  minus,
+  sizes,
+  *,
+  config,
+  keep=True,
+  helpers=None,
 ) -> dict[str, jax.Array]:
   """Returns M of the states that leave each chunk, dV, and M of the first.
 
@@ -183,6 +198,7 @@ def state_gradients(
     minus: float32 [R, K, V], M of the final state.
     sizes: of the call.
     config: gives stages, processors and how to interpret the kernel.
+    keep: return M of the chunks and dV, not `last` alone.
     helpers: None, or `Helpers` that read what is found.
 
   Returns:
@@ -193,16 +209,22 @@ def state_gradients(
   inputs = {'q': q, 'k': k, 'do': do, 'inverse': inverse}
   inputs |= norms | ({'rows': rows} if sizes.gated else {})
   last = (sizes.rows, sizes.V, sizes.K)
+  results = {'last': jax.ShapeDtypeStruct(last, jnp.float32)}
+  name = 'delta_rule_part_bwd'
+  if keep:
+    results |= {
+      'minus': layout.states(sizes),
+      'dv': jax.ShapeDtypeStruct(do.shape, jnp.bfloat16),
+    }
+    name = 'delta_rule_recurrence_bwd'
+  if helpers:
+    name = 'delta_rule_recurrence_chunk_bwd'
   found = scan.run(
     scan.Scan(
       advance=_advance,
       finish=_finish,
       inputs=inputs,
-      results={
-        'minus': layout.states(sizes),
-        'dv': jax.ShapeDtypeStruct(do.shape, jnp.bfloat16),
-        'last': jax.ShapeDtypeStruct(last, jnp.float32),
-      },
+      results=results,
       first=jnp.swapaxes(minus, 1, 2),
       states_leave={'minus': (_W, sizes.K), 'dv': (_W, _C)},
       results_leave={'scores': (2 * _C, _C), 'reads': (_C, _W)},
@@ -213,9 +235,7 @@ def state_gradients(
     ),
     sizes,
     config,
-    'delta_rule_recurrence_chunk_bwd'
-    if helpers
-    else 'delta_rule_recurrence_bwd',
+    name,
     helpers,
   )
   return found | {'last': jnp.swapaxes(found['last'], 1, 2)}

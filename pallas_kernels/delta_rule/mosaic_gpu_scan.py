@@ -30,6 +30,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 import jax.numpy as jnp
 
 from pallas_kernels import mosaic_gpu_utils as utils
+from pallas_kernels.delta_rule import mosaic_gpu_config as config_lib
 from pallas_kernels.delta_rule import mosaic_gpu_layout as layout
 
 _C = layout.CHUNK
@@ -71,6 +72,7 @@ class Block(NamedTuple):
     groups: warpgroups for states that this has, each for 64 columns.
     common: names of what is left for all of these at once.
     sizes: of the call.
+    value_blocks: of v and o, fewer than those of a state that has more columns.
     reverse: chunks are taken from the last to the first.
     made: semaphores [R N] between rows and `Helpers`, or None.
   """
@@ -85,6 +87,7 @@ class Block(NamedTuple):
   groups: int
   common: tuple[str, ...]
   sizes: layout.Sizes
+  value_blocks: int
   reverse: bool
   made: Any
 
@@ -102,14 +105,22 @@ class Block(NamedTuple):
     lax.fori_loop(0, self.groups, take, None)
 
   @property
+  def has_values(self):
+    """Whether its columns are among those of v and o."""
+    return self.part < self.value_blocks
+
+  @property
   def columns(self):
     """The slice of V, its columns of the state."""
     return layout.block(self.part)
 
   @property
   def values(self):
-    """The slice of HV V, its columns of v and o."""
-    return pl.ds(self.at.value * self.sizes.V + self.part * _W, _W)
+    """The slice of HV V, its columns of v and o; the last if it has none."""
+    part = self.part
+    if self.value_blocks < self.sizes.value_blocks:
+      part = jnp.minimum(part, jnp.int32(self.value_blocks - 1))
+    return layout.block(self.at.value * self.value_blocks + part)
 
   def chunk(self, number):
     """Returns which chunk is taken as the one of that number."""
@@ -199,6 +210,7 @@ class Scan(NamedTuple):
     first_number: of the first call of `finish`; -1 if it prepares the next
       chunk.
     stores: how many of them `finish` starts for a chunk, if helpers read them.
+    value_dim: of the values, if the state has more columns, V in `sizes`.
   """
 
   advance: Callable[[Block, Any, jax.Array], jax.Array]
@@ -213,6 +225,7 @@ class Scan(NamedTuple):
   reverse: bool = False
   first_number: int = 0
   stores: int = 0
+  value_dim: int | None = None
 
 
 class Helpers(NamedTuple):
@@ -386,11 +399,12 @@ def _take_row(scan: Scan, helpers, refs, number, made, sizes, scratch, groups):
     work=work,
     barriers=barriers,
     at=layout.place(lax.div(number, splits), sizes),
-    part=lax.rem(number, splits),  # 0 where there are more groups than one.
+    part=lax.rem(number, splits) * jnp.int32(groups),
     group=jnp.int32(0),
     groups=groups,
     common=scan.common,
     sizes=sizes,
+    value_blocks=(scan.value_dim or sizes.V) // _W,
     reverse=scan.reverse,
     made=made,
   )
@@ -522,24 +536,6 @@ def _body(scan: Scan, helpers, count, names, sizes, scratch, groups, made):
   return body
 
 
-def state_groups(sizes: layout.Sizes, config) -> int:
-  """Returns how many warpgroups for states a block of threads has.
-
-  One for the whole row, if blocks for 64 columns were more than processors: two
-  that share what is copied and the matrices within a chunk take less time than
-  two blocks after each other.
-  """
-  if sizes.rows * sizes.value_blocks <= config.processors:
-    return 1
-  return sizes.value_blocks
-
-
-def helper_blocks(sizes: layout.Sizes, config) -> int:
-  """Returns how many blocks of threads without a row there may be."""
-  rows = sizes.rows * sizes.value_blocks
-  return config.processors - rows if 2 * rows <= config.processors else 0
-
-
 def run(
   scan: Scan,
   sizes: layout.Sizes,
@@ -556,7 +552,7 @@ def run(
     name: of the kernel.
     helpers: what others do beside it, if `helper_blocks` are there.
   """
-  groups = state_groups(sizes, config)
+  groups = config_lib.state_groups(sizes, config)
   stages = min(config.stages, sizes.chunks)
   if groups > 1:
     stages = min(stages, _STAGES_OF_TWO)
@@ -567,7 +563,7 @@ def run(
     inputs |= helpers.inputs
     results |= helpers.results
     inputs = {name: x for name, x in inputs.items() if name not in results}
-    count = helper_blocks(sizes, config)
+    count = config_lib.helper_blocks(sizes, config)
     if not helpers.ahead:
       count = _turns(helpers, sizes, helpers.turns)
     count = min(count, _turns(helpers, sizes, 1))

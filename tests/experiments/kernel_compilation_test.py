@@ -30,6 +30,8 @@ KERNELS = tuple(
     'recurrence_saving',
     'states',
     'recurrence_bwd',
+    'part',
+    'part_bwd',
     'chunk_bwd',
   )
 )
@@ -69,9 +71,11 @@ def test_all_kernels_are_compiled_at_every_size():
   assert cases == expected
   normalized = {(r['kernel'], r['gate']) for r in rows if r['normalize_qk']}
   assert len(normalized) == (len(KERNELS) + len(SHARED)) * 2 - 1
-  whole = [r for r in rows if r['columns'] == 128]
+  whole = [r for r in rows if r['columns'] == 128 == r['head_dim']]
   assert {r['kernel'] for r in whole} == set(KERNELS[1:-1])
   assert len(whole) == len(KERNELS[1:-1]) * 4
+  whole = [r for r in rows if r['columns'] == 128 > r['head_dim']]
+  assert [r['kernel'] for r in whole] == ['delta_rule_part'] * 2
   # More than the compulsory bytes of q, k, v, beta and the gradients.
   assert all(row['bytes_per_token'] > 2 * row['head_dim'] for row in rows)
   alone = [r for r in rows if r['columns'] == 64 and r['kernel'] in KERNELS]
@@ -130,12 +134,9 @@ def test_a_kernel_that_is_not_called_has_no_bytes():
     kernel_compilation.call_bytes(lowered, 'delta_rule_inverse')
 
 
-def test_kernels_that_are_let_in_keep_what_they_cover(monkeypatch):
-  # With the time axis cut, V + K columns are one run only where they fit.
+def test_kernels_that_are_let_in_share_a_row_by_themselves(monkeypatch):
   op = api.DELTA_RULE
   monkeypatch.setattr(api, 'DELTA_RULE', op)
   kernel_compilation.use_mosaic_gpu()
   assert api.DELTA_RULE.explain()[0] == ('mosaic_gpu', None)
-  kernels = api.DELTA_RULE.implementations[0]
-  assert kernels.takes_value_dim(128)
-  assert not kernels.takes_value_dim(256)
+  assert api.DELTA_RULE.implementations[0].exchanges

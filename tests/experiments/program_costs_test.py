@@ -94,6 +94,21 @@ def test_of_the_stacked_parameters_a_layer_reads_its_own():
   assert program_costs.memory_bytes(program) == 400 + 4 + 400
 
 
+def test_of_what_is_converted_first_a_slice_is_read_as_it_was():
+  program = _entry(
+    '%a.1 = bf16[24,100]{1,0} parameter(0)',
+    'ROOT %y = f32[3,100]{1,0} fusion(%a.1), kind=kLoop, calls=%converted',
+    before="""
+%converted (c: bf16[24,100]) -> f32[3,100] {
+  %c = bf16[24,100]{1,0} parameter(0)
+  %w = f32[24,100]{1,0} convert(%c)
+  ROOT %s = f32[3,100]{1,0} slice(%w), slice={[0:3], [0:100]}
+}
+""",
+  )
+  assert program_costs.memory_bytes(program) == 3 * 100 * (2 + 4)
+
+
 OUTER = """
 %outer (c: f32[24,100], j: s32[]) -> f32[100] {
   %c = f32[24,100]{1,0} parameter(0)

@@ -47,14 +47,6 @@ def test_every_refusal_is_named():
     _op(second_unavailable='no GPU')(['first', 'second'], 7)
 
 
-@pytest.mark.parametrize(
-  ('dims', 'expected'), [(None, [True, True]), ((64, 128), [True, False])]
-)
-def test_value_dims(dims, expected):
-  one = dispatch.Implementation(name='a', function=_decline, value_dims=dims)
-  assert [one.takes_value_dim(v) for v in (128, 192)] == expected
-
-
 def test_the_first_that_an_attempt_can_use():
   tried = []
 

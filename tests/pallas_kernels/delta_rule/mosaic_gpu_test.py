@@ -1,3 +1,5 @@
+from collections.abc import Callable
+import dataclasses
 import functools
 import json
 import re
@@ -5,6 +7,7 @@ import re
 import jax
 from jax.experimental.pallas import mosaic_gpu as plgpu
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from pallas_kernels import delta_rule
@@ -13,8 +16,8 @@ from pallas_kernels.delta_rule import arg_specs
 from pallas_kernels.delta_rule import mosaic_gpu
 from pallas_kernels.delta_rule import mosaic_gpu_config
 from pallas_kernels.delta_rule import mosaic_gpu_layout as layout
-from pallas_kernels.delta_rule import mosaic_gpu_scan as scan
 from tests import mosaic_gpu_interpreter
+from tests import testing
 
 # By whether states are kept, and whether half of the GPU would be idle.
 KERNELS = {
@@ -255,18 +258,19 @@ def test_helpers_if_half_of_the_processors_have_no_row(rows, width, blocks):
     B=1, T=64, H=rows, HV=rows, K=64, V=width, gated=False, scale=1.0
   )
   config = mosaic_gpu_config.Config(processors=132)
-  assert scan.helper_blocks(sizes, config) == blocks
+  assert mosaic_gpu_config.helper_blocks(sizes, config) == blocks
 
 
 @pytest.mark.parametrize(
-  ('rows', 'width', 'groups'), [(66, 128, 1), (67, 128, 2), (133, 64, 1)]
+  ('rows', 'width', 'groups'),
+  [(66, 128, 1), (67, 128, 2), (133, 64, 1), (67, 192, 1), (34, 256, 2)],
 )
 def test_whole_rows_if_blocks_are_more_than_processors(rows, width, groups):
   sizes = layout.Sizes(
     B=1, T=64, H=rows, HV=rows, K=64, V=width, gated=False, scale=1.0
   )
   config = mosaic_gpu_config.Config(processors=132)
-  assert scan.state_groups(sizes, config) == groups
+  assert mosaic_gpu_config.state_groups(sizes, config) == groups
 
 
 def test_states_are_kept_only_for_gradients():
@@ -300,11 +304,86 @@ def test_vmap_is_a_loop():
     assert jnp.array_equal(state[n], expected[1])
 
 
-def _has_race(arguments) -> bool:
-  try:
-    run = jax.grad(
-      functools.partial(_loss, config=_interpreted(detect_races=True))
+@functools.partial(
+  jax.tree_util.register_dataclass,
+  data_fields=['entering', 'behind'],
+  meta_fields=['told'],
+)
+@dataclasses.dataclass(frozen=True)
+class _Others:
+  """Stands for `sequence_parallel.Exchange`: other devices that are not there.
+
+  The interpreter takes one device at a time.
+  """
+
+  entering: jax.Array
+  behind: jax.Array
+  told: Callable[..., None]  # of what they are told, by name
+
+  def enter(self, affine):
+    jax.debug.callback(self.told, affine=affine)
+    return self.entering, affine[..., self.entering.shape[-1] :]
+
+  def leave(self, own, transition):
+    jax.debug.callback(self.told, own=own, transition=transition)
+    return self.behind
+
+
+@pytest.mark.parametrize(
+  ('gated', 'normalize_qk', 'key_dim', 'processors', 'save_states'),
+  [
+    (False, False, 64, 2, True),
+    (False, True, 128, 1, True),
+    (True, True, 64, 6, False),
+    (True, False, 64, 1, True),
+  ],
+)
+def test_shares_a_row(gated, normalize_qk, key_dim, processors, save_states):
+  arguments = _arguments(T=130, K=key_dim, V=128)
+  if gated:
+    arguments['g'] = -0.01 * arguments['beta'].astype(jnp.float32)
+  shape = arguments['initial_state'].shape
+  keys = jax.random.split(jax.random.key(0), 5)
+  first, entering, dlast, behind = (
+    jax.random.normal(key, shape) for key in keys[:4]
+  )
+  do = jax.random.normal(keys[4], arguments['v'].shape, jnp.bfloat16)
+  run = functools.partial(
+    mosaic_gpu.delta_rule,
+    scale=0.1,
+    normalize_qk=normalize_qk,
+    config=_interpreted(processors=processors, save_states=save_states),
+  )
+
+  @jax.jit
+  def compute(first, dlast, exchange):
+    results, pullback = jax.vjp(
+      lambda x: run(**x, exchange=exchange),
+      arguments | {'initial_state': first},
     )
+    return results, pullback((do, dlast))[0]
+
+  told = {}
+  others = _Others(entering, behind, lambda **named: told.update(named))
+  found = compute(first, dlast, others)
+  whole = compute(first + entering, dlast + behind, None)
+  assert all(jax.tree.leaves(jax.tree.map(jnp.array_equal, found, whole)))
+
+  (_, state), gradients = compute(first, dlast, None)
+  jax.effects_barrier()
+  value_dim = shape[-1]
+  transition = told['affine'][..., value_dim:]
+  assert jnp.array_equal(told['affine'][..., :value_dim], state)
+  assert jnp.array_equal(told['transition'], transition)
+  assert jnp.array_equal(told['own'], gradients['initial_state'])
+  found_state = np.float64(state + transition @ entering)
+  assert testing.error(found_state, np.float64(whole[0][1])) < 0.005
+
+
+def _has_race(arguments, **options) -> bool:
+  try:
+    config = _interpreted(detect_races=True)
+    run = jax.grad(functools.partial(_loss, config=config, **options))
     jax.block_until_ready(jax.jit(run)(arguments))
     return mosaic_gpu_interpreter.races_found()
   except jax.errors.JaxRuntimeError as error:
@@ -315,6 +394,13 @@ def _has_race(arguments) -> bool:
 
 def test_finds_no_race():
   assert not _has_race(_arguments(T=130))
+
+
+def test_finds_no_race_in_what_shares_a_row():
+  arguments = _arguments(T=130)
+  state = arguments['initial_state']
+  exchange = _Others(state, state, lambda **_: None)
+  assert not _has_race(arguments, exchange=exchange)
 
 
 @pytest.mark.parametrize('name', ['commit_smem', 'wait_smem_to_gmem'])
