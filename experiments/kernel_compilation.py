@@ -238,18 +238,21 @@ def _compile_case(target: str, head_dim: int, *case) -> Iterator[Row]:
   """Yields the rows of a case, those of recurrences in every form."""
   blocks = _B * _H * head_dim // _WIDTH
   run = functools.partial(_compile_passes, target, head_dim, *case)
+  both = {'columns': 2 * _WIDTH, 'flops_per_token': None}
   for row in run(columns=_WIDTH, processors=blocks):
-    if row['kernel'] != _PART:  # It would have both columns.
-      yield row
+    # This has more columns, and blocks of threads for two times 64.
+    yield row | both if row['kernel'] == _PART else row
   for row in run(columns=_WIDTH, processors=3 * blocks):
     if row['kernel'] == _PART:
       yield row
     elif row['kernel'] in _SHARED:
       yield row | {'flops_per_token': None}
-  for row in run(columns=2 * _WIDTH, processors=1):
-    has_two_blocks = head_dim > _WIDTH or row['kernel'] == _PART
-    if has_two_blocks and row['kernel'] not in _PARALLEL:
-      yield row | {'flops_per_token': None}
+  if head_dim == _WIDTH:
+    return
+  for row in run(columns=_WIDTH, processors=1):
+    # Of what has been compiled nothing is found here again.
+    if row['kernel'] not in _PARALLEL:
+      yield row | both
 
 
 def compile_delta_rule(
