@@ -47,6 +47,10 @@ def _arguments(T=64, H=1, HV=1, K=64, V=64, dtype='bfloat16'):  # noqa: N803
   return {**arg_specs.random_arguments(spec), 'initial_state': state}
 
 
+def _error(actual, expected):
+  return testing.error(np.float64(actual), np.float64(expected))
+
+
 def _loss(arguments, config=None, **options):
   o, state = mosaic_gpu.delta_rule(
     **arguments, scale=0.1, config=config, **options
@@ -373,11 +377,12 @@ def test_shares_a_row(gated, normalize_qk, key_dim, processors, save_states):
   jax.effects_barrier()
   value_dim = shape[-1]
   transition = told['affine'][..., value_dim:]
-  assert jnp.array_equal(told['affine'][..., :value_dim], state)
   assert jnp.array_equal(told['transition'], transition)
-  assert jnp.array_equal(told['own'], gradients['initial_state'])
-  found_state = np.float64(state + transition @ entering)
-  assert testing.error(found_state, np.float64(whole[0][1])) < 0.005
+  # Of other kernels: the interpreter's compiler may round them otherwise.
+  expected = {'affine': state, 'own': gradients['initial_state']}
+  for name, value in expected.items():
+    assert _error(told[name][..., :value_dim], value) < 1e-5
+  assert _error(state + transition @ entering, whole[0][1]) < 0.005
 
 
 def _has_race(arguments, **options) -> bool:
