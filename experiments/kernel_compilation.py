@@ -56,8 +56,7 @@ MOST_TEMP_BYTES = 51_000_000_000
 _CHUNK = 64
 _WIDTH = 64  # Columns that every block of threads of a recurrence takes.
 _PARALLEL = ('delta_rule_inverse', 'delta_rule_chunk_bwd')  # No recurrences.
-# Of a row that devices share; the first has V + K columns.
-_PART, _PART_BWD = 'delta_rule_part', 'delta_rule_part_bwd'
+_PART = 'delta_rule_part'  # The one with V + K columns.
 # With others beside them.
 _SHARED = (
   'delta_rule_inverse_recurrence',

@@ -340,11 +340,15 @@ class _Others:
     (False, True, 128, 1, True),
     (True, True, 64, 6, False),
     (True, False, 64, 1, True),
+    ('segments', False, 64, 2, True),
   ],
 )
 def test_shares_a_row(gated, normalize_qk, key_dim, processors, save_states):
   arguments = _arguments(T=130, K=key_dim, V=128)
-  if gated:
+  ids = None
+  if gated == 'segments':  # A reset within the part: M is 0.
+    ids = jnp.where(jnp.arange(130) < 70, 1, 2).astype(jnp.int32)[None]
+  elif gated:
     arguments['g'] = -0.01 * arguments['beta'].astype(jnp.float32)
   shape = arguments['initial_state'].shape
   keys = jax.random.split(jax.random.key(0), 5)
@@ -355,6 +359,7 @@ def test_shares_a_row(gated, normalize_qk, key_dim, processors, save_states):
   run = functools.partial(
     mosaic_gpu.delta_rule,
     scale=0.1,
+    segment_ids=ids,
     normalize_qk=normalize_qk,
     config=_interpreted(processors=processors, save_states=save_states),
   )
@@ -378,6 +383,7 @@ def test_shares_a_row(gated, normalize_qk, key_dim, processors, save_states):
   value_dim = shape[-1]
   transition = told['affine'][..., value_dim:]
   assert jnp.array_equal(told['transition'], transition)
+  assert bool(jnp.any(transition != 0)) == (ids is None)
   # Of other kernels: the interpreter's compiler may round them otherwise.
   expected = {'affine': state, 'own': gradients['initial_state']}
   for name, value in expected.items():
