@@ -59,8 +59,8 @@ _PARALLEL = ('delta_rule_inverse', 'delta_rule_chunk_bwd')  # No recurrences.
 _PART = 'delta_rule_part'  # The one with V + K columns.
 # With others beside them.
 _SHARED = (
-  'delta_rule_inverse_recurrence',
-  'delta_rule_inverse_recurrence_saving',
+  'delta_rule_chunk_fwd_recurrence',
+  'delta_rule_chunk_fwd_recurrence_saving',
   'delta_rule_recurrence_chunk_bwd',
 )
 _B, _T, _H = 2, 4096, 16

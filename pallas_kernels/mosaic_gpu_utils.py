@@ -78,6 +78,32 @@ def matmuls(
   return pl.run_scoped(run, *(plgpu.ACC(s, jnp.float32) for s in shapes))
 
 
+def matmul_before(
+  pairs, other, *, use: Callable[..., jax.Array], meanwhile
+) -> tuple[jax.Array, jax.Array]:
+  """Returns what is made of a product, and another, found behind it meanwhile.
+
+  Args:
+    pairs: the product, as in `matmuls`.
+    other: (a, b) of the other one.
+    use: (product, results of `meanwhile`) -> array.
+    meanwhile: what to do while the first one is computed; returns a tuple.
+
+  Returns:
+    (what `use` returns, the other product).
+  """
+
+  def run(first, second):
+    _issue((first, second), (pairs, [other]))
+    results = meanwhile()
+    product = plgpu.wgmma_accumulator_load(first, wait_n=1)
+    return use(cast(product), *results), cast(second[...])
+
+  operands = pairs[0], other
+  shapes = [(a.shape[0], b.shape[1]) for a, b in operands]
+  return pl.run_scoped(run, *(plgpu.ACC(s, jnp.float32) for s in shapes))
+
+
 def matmul(pairs) -> jax.Array:
   """Returns the sum of the products of one list; see `matmuls`."""
   (result,) = matmuls(pairs)

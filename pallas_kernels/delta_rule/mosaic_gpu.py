@@ -24,7 +24,7 @@ memory and in products of two 64 x 64 matrices per chunk, each of which is
 2 * 64^2 = 8192 operations a token:
 
     kernel             reads                writes             bytes   products
-    inverse            k 256                T 192                448       11
+    inverse            k 256                T 192                448        4.25
     recurrence         q k v 768, T 192     o 256               1216       30.5
     recurrence_saving  q k v 768, T 192     o S X 1280          2240       30.5
     recurrence_bwd     q k do 768, T 192    dS 512, dV 256      1728       28.5
@@ -35,7 +35,7 @@ memory and in products of two 64 x 64 matrices per chunk, each of which is
     part               k v 512, T 192                            704       33
     part_bwd           q k do 768, T 192                         960       28.5
 
-so 1,664 bytes and 0.34 million operations forward, 2,688 bytes if there will be
+so 1,664 bytes and 0.28 million operations forward, 2,688 bytes if there will be
 a gradient, and 4,800 bytes and 0.63 million backward. To keep S and X takes
 1,024 bytes of memory; without them it is 1,664 forward and 6,528 with 0.76
 million backward. To read and write the op's arrays once takes 1,026 and 1,796
@@ -53,10 +53,13 @@ In the recurrences two blocks of threads share a row, and read q, k and T twice,
 the second time from the cache; if there are more of them than the GPU has
 processors, one takes the whole row, with 2 products less (Q K^T). If there are
 at most half as many, the rest of the GPU works beside them in the same launch,
-`inverse_recurrence` and `recurrence_chunk_bwd`: T is found ahead of the
-recurrence, and without decays the gradients within chunks follow behind it. The
-products are the same, and so are the results, bit by bit; what one has stored
-the other mostly finds in the cache.
+`chunk_fwd_recurrence` and `recurrence_chunk_bwd`; what one has stored the other
+mostly finds in the cache. Ahead of the recurrence go T and all that outputs
+have but for one product with S (`mosaic_gpu_chunk_fwd`): 16.5 products, and
+20.5 are left for the recurrence; T and that, 704 bytes, are written and read.
+Outputs are then rounded once more, on the way; all else is the same bit by bit.
+Behind the reverse recurrence, without decays, follow the gradients within
+chunks, of the same products and the same bits.
 
 X, T and the matrices within a chunk are pairs of bfloat16
 (`mosaic_gpu_utils`), which is a third to a half of the products: for nearly
@@ -93,6 +96,7 @@ from pallas_kernels import chunking
 from pallas_kernels import decay
 from pallas_kernels import sequence_parallel
 from pallas_kernels.delta_rule import mosaic_gpu_chunk_bwd as chunk_bwd
+from pallas_kernels.delta_rule import mosaic_gpu_chunk_fwd as chunk_fwd
 from pallas_kernels.delta_rule import mosaic_gpu_config as config_lib
 from pallas_kernels.delta_rule import mosaic_gpu_inverse as inverse_kernel
 from pallas_kernels.delta_rule import mosaic_gpu_layout as layout
@@ -282,7 +286,13 @@ def _forward(static: _Static, inputs: _Inputs, counts: _Counts, exchange):
   rows = _make(inputs, counts, sizes)
   inverse = key_norms = helpers = shared = None
   if exchange is None and config_lib.helper_blocks(sizes, config):
-    helpers = inverse_kernel.helpers(rows, sizes)
+    helpers = chunk_fwd.helpers(
+      _flat(inputs.q),
+      rows,
+      sizes,
+      keep=config.save_states,
+      interpret=config.interpret,
+    )
   else:
     inverse, key_norms = _invert(static, inputs, rows)
   if exchange is not None:

@@ -31,8 +31,8 @@ Blocks of 64 columns of V come through shared memory in turn. Two such thread
 blocks fit a processor: one computes while the other waits for its copies.
 
 Without decays it can also be what two warpgroups of a block do that are behind
-the recurrence in its launch, see `mosaic_gpu_scan.Helpers`; with them it needs
-more registers than there are.
+the recurrence in its launch, see `mosaic_gpu_helpers`; with them it needs more
+registers than there are.
 
 Of dV the high part is enough here: what its low part adds is below the rounding
 of the results, unless the sums over X cancel altogether.
@@ -49,8 +49,8 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 import jax.numpy as jnp
 
 from pallas_kernels import mosaic_gpu_utils as utils
+from pallas_kernels.delta_rule import mosaic_gpu_helpers as helpers_lib
 from pallas_kernels.delta_rule import mosaic_gpu_layout as layout
-from pallas_kernels.delta_rule import mosaic_gpu_scan as scan
 
 _C = layout.CHUNK
 _W = utils.TILE
@@ -278,15 +278,17 @@ def _over_values(refs, find, sizes):
   return _Sums(*sums, *([] if _has_factors(sizes) else [None]))
 
 
-def _compute(refs, find, sizes):
+def _compute(refs, find, copy_next, sizes):
   """What a warpgroup does for a chunk and a block of K.
 
   Args:
     refs: arrays in device memory by name.
     find: returns (scratch by name, the chunk's index in R N, the block's). It
       may read them from shared memory, which frees their registers meanwhile.
+    copy_next: does nothing.
     sizes: of the call.
   """
+  copy_next()
   sums = _over_values(refs, find, sizes)
   s, *_ = find()
   plgpu.barrier_wait(s['ready'])
@@ -361,7 +363,7 @@ def _results(sizes):
   return results
 
 
-def helpers(states, x, sizes: layout.Sizes) -> scan.Helpers:
+def helpers(states, x, sizes: layout.Sizes) -> helpers_lib.Helpers:
   """Returns the kernel as `Helpers` of `mosaic_gpu_recurrence_bwd`.
 
   Args:
@@ -369,8 +371,9 @@ def helpers(states, x, sizes: layout.Sizes) -> scan.Helpers:
     x: pairs X.
     sizes: of the call.
   """
-  return scan.Helpers(
+  return helpers_lib.Helpers(
     work=functools.partial(_compute, sizes=sizes),
+    copy=None,
     inputs={'states': states, 'x': x},
     results=_results(sizes),
     scratch=functools.partial(_scratch, sizes),
@@ -417,7 +420,7 @@ def gradients(
     index = lax.div(number, jnp.int32(sizes.key_blocks))
     block = lax.rem(number, jnp.int32(sizes.key_blocks))
     refs = dict(zip(names, arrays, strict=True))
-    _compute(refs, lambda: (s, index, block), sizes)
+    _compute(refs, lambda: (s, index, block), lambda: None, sizes)
 
   found = plgpu.kernel(
     kernel,

@@ -29,10 +29,10 @@ from jax.experimental import pallas as pl
 import jax.numpy as jnp
 
 from pallas_kernels import mosaic_gpu_utils as utils
+from pallas_kernels import normalization
 
 CHUNK = 64
 HALF = CHUNK // 2
-_QUARTERS = ((0, 0), (1, 0), (1, 1))  # Of T, those that are not 0.
 BETA, ENTRY, EXIT, SUM = range(4)  # What a line of `rows` holds.
 
 
@@ -135,21 +135,30 @@ def past(scores, use, sizes: Sizes):
   return scores * decays(by_row, by_column, is_past)
 
 
+def norm_of(x, blocks):
+  """Returns the norms of queries or keys [C, K] by rows; K has `blocks`."""
+  squares = normalization.EPS
+  for number in range(blocks):
+    part = utils.load_tile(x.at[:, block(number)])
+    squares = squares + (part * part).sum(axis=1)
+  return jnp.sqrt(squares)
+
+
 def pair(ref):
   """Returns the halves of a [2 C, C] pair in shared memory."""
   return ref.at[pl.ds(0, CHUNK)], ref.at[pl.ds(CHUNK, CHUNK)]
 
 
-def quarter(inverse, row, column):
-  """Returns a quarter of T in shared memory, a pair [C / 2, C / 2].
+def quarters(inverse):
+  """Returns the pairs of T's quarters (0, 0), (1, 0), (1, 1), [C / 2, C / 2].
 
-  There are, one over the other, the pair of [C, C / 2], the quarters (0, 0) and
-  (1, 1), and that of the quarter (1, 0); the quarter (0, 1) is 0.
+  There are in shared memory, one over the other, the pair of [C, C / 2], those
+  on the diagonal, and that of the quarter below it; the one above it is 0.
   """
-  start, step = (2 * CHUNK, HALF)
-  if row == column:
-    start, step = (row * HALF, CHUNK)
-  return inverse.at[pl.ds(start, HALF)], inverse.at[pl.ds(start + step, HALF)]
+  starts = (0, CHUNK), (2 * CHUNK, 2 * CHUNK + HALF), (HALF, CHUNK + HALF)
+  return tuple(
+    tuple(inverse.at[pl.ds(start, HALF)] for start in pair_) for pair_ in starts
+  )
 
 
 def _halves(pair_):
@@ -162,10 +171,10 @@ def times_inverse(x, inverse) -> jax.Array:
 
   Args:
     x: a pair [64, C] in registers.
-    inverse: T of a chunk in shared memory.
+    inverse: the `quarters` of T.
   """
   first, last = _halves(x)
-  t00, t10, t11 = (quarter(inverse, *at) for at in _QUARTERS)
+  t00, t10, t11 = inverse
   parts = utils.matmuls(
     utils.split_products(last, t10) + utils.split_products(first, t00),
     utils.split_products(last, t11),
@@ -176,9 +185,7 @@ def times_inverse(x, inverse) -> jax.Array:
 def times_transposed_inverse(x, inverse) -> jax.Array:
   """Returns X T^T, float32 [64, C]; see `times_inverse`."""
   first, last = _halves(x)
-  t00, t10, t11 = (
-    utils.transposed_pair(quarter(inverse, *at)) for at in _QUARTERS
-  )
+  t00, t10, t11 = (utils.transposed_pair(part) for part in inverse)
   parts = utils.matmuls(
     utils.split_products(first, t00),
     utils.split_products(first, t10) + utils.split_products(last, t11),

@@ -15,8 +15,14 @@ Of the warpgroups of `mosaic_gpu_scan` those for states find X and S, and leave
 both; the one for results makes the outputs, or stores S and X, transposed as
 they are, for the kernel of the gradients, or does both. Where only the state
 that a part of a row ends in is wanted, it does neither.
+
+With helpers of `mosaic_gpu_chunk_fwd` outputs are O = Q' S + P V, and Q' and
+-P V are there. If S is to be stored it is left, and the warpgroup for results
+finds Q' S. Otherwise that follows K S in those for states, which then need
+not leave S, and what is left is O, transposed.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -25,7 +31,6 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 import jax.numpy as jnp
 
 from pallas_kernels import mosaic_gpu_utils as utils
-from pallas_kernels import normalization
 from pallas_kernels.delta_rule import mosaic_gpu_layout as layout
 from pallas_kernels.delta_rule import mosaic_gpu_scan as scan
 
@@ -49,16 +54,9 @@ class Outputs(NamedTuple):
   kept: States | None  # if it is asked for
 
 
-def _errors(block, number, state):
-  """Returns (V - entry (K S))^T, float32 [64, C]; leaves S."""
-  part = state.astype(jnp.bfloat16)
-  block.leave('state', part)
-  block.wait_chunk(number)
+def _errors(block, number, read, values):
+  """Returns (V - entry (K S))^T, float32 [64, C], of (K S)^T and V^T."""
   use = block.use(number)
-  read, values = utils.matmuls(
-    [(part, utils.transposed(use['k']))],
-    meanwhile=lambda: utils.load_transposed(use['v']),
-  )
   if block.sizes.gated:
     entry = utils.load_columns(use['rows'].at[layout.ENTRY])
     read = read * utils.over_columns(entry, _W)
@@ -71,11 +69,47 @@ def _errors(block, number, state):
   return values - read
 
 
+def _find_x(block, number, read, values):
+  """Returns X^T, float32 [64, C]; see `_errors`."""
+  errors = utils.split(_errors(block, number, read, values))
+  inverse = layout.quarters(block.use(number)['inverse'])
+  return layout.times_transposed_inverse(errors, inverse)
+
+
+def _read(block, number, state):
+  """Returns X^T and, of the outputs in halves, (Q' S)^T and (-P V)^T.
+
+  The latter two are None unless this is to find them: it does where S need not
+  be left for others.
+  """
+  part = state.astype(jnp.bfloat16)
+  if 'state' in block.work:
+    block.leave(state=part)
+  block.wait_chunk(number)
+  use = block.use(number)
+  products = [(part, utils.transposed(use['k']))]
+  load = functools.partial(utils.load_transposed, use['v'])
+  find_x = functools.partial(_find_x, block, number)
+  if 'outputs' not in block.work:
+    return find_x(*utils.matmuls(products, meanwhile=load)), None, None
+
+  def load_both():
+    return load(), utils.load_transposed(use['o'])
+
+  def find(read, values, own):
+    return find_x(read, values), own
+
+  other = (part, utils.transposed(use['queries']))
+  (x, own), o = utils.matmul_before(
+    products, other, use=find, meanwhile=load_both
+  )
+  return x, o, own
+
+
 def _advance(block, number, state):
   """Returns the transposed state, float32 [64, K], after a chunk."""
-  errors = utils.split(_errors(block, number, state))
+  x, o, own = _read(block, number, state)
   use = block.use(number)
-  x = layout.times_transposed_inverse(errors, use['inverse'])
   parts = written = utils.split(x)
   if block.sizes.gated:
     exit_ = utils.load_columns(use['rows'].at[layout.EXIT])
@@ -83,7 +117,12 @@ def _advance(block, number, state):
     state = state * use['rows'][layout.ENTRY, _C - 1]
 
   def leave():  # Commits, too, what orders the loads before the next copy.
-    block.leave('x', jnp.concatenate(parts, axis=0))
+    left = {}
+    if 'x' in block.work:
+      left['x'] = jnp.concatenate(parts, axis=0)
+    if o is not None:
+      left['outputs'] = (o - own.astype(jnp.float32)).astype(jnp.bfloat16)
+    block.leave(**left)
 
   products = utils.half_products(written, use['k'])
   (state,) = utils.accumulate((state, products), meanwhile=leave)
@@ -99,12 +138,7 @@ def _scores(use, sizes):
 
 def _store_query_norms(block, number):
   """Returns the norms of the queries of a chunk; one block stores them."""
-  q = block.use(number)['q']
-  squares = normalization.EPS
-  for n in range(block.sizes.key_blocks):
-    part = utils.load_tile(q.at[:, layout.block(n)])
-    squares = squares + (part * part).sum(axis=1)
-  norms = jnp.sqrt(squares)
+  norms = layout.norm_of(block.use(number)['q'], block.sizes.key_blocks)
 
   @pl.when(block.part == 0)
   def _():
@@ -160,13 +194,64 @@ def _store_columns(block, number, scores, scale):
   x = utils.transposed_pair(layout.pair(block.left('x')))
   (o,) = utils.accumulate((o, utils.split_products(scores, x)))
   _free_kept(block, 'x')
+  _store_o(block, number, o * scale)
+
+
+def _outputs_of(block, number):
+  """Returns the outputs of a chunk in device memory."""
+  return block.refs['o'].at[block.at.batch, block.tokens(number), block.values]
+
+
+def _store_o(block, number, o):
+  """Starts to store what outputs are."""
   plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-  block.left('o')[...] = (o * scale).astype(jnp.bfloat16)
+  block.left('o')[...] = o.astype(jnp.bfloat16)
   plgpu.commit_smem()
-  target = block.refs['o'].at[
-    block.at.batch, block.tokens(number), block.values
-  ]
-  plgpu.copy_smem_to_gmem(block.left('o'), target)
+  plgpu.copy_smem_to_gmem(block.left('o'), _outputs_of(block, number))
+
+
+def _add_to_outputs(block, number):
+  """Stores the outputs of a chunk, of which Q' and -P V are there."""
+  block.wait_chunk(number)
+  use = block.use(number)
+  queries = plgpu.load(use['queries'], layout=utils.LAYOUT)
+
+  def add(block):
+    block.wait('state')
+    _start_to_keep(block, 'state', number)
+    own = utils.negative(utils.load_tile(block.use(number)['o']))
+    products = [(queries, utils.transposed(block.left('state')))]
+    (o,) = utils.accumulate((own, products))
+    _free_kept(block, 'state')
+    block.wait('x')
+    _start_to_keep(block, 'x', number)
+    _free_kept(block, 'x')
+    _store_o(block, number, o)
+
+  block.each(add)
+  block.free_chunk(number)
+
+
+def _turn_outputs(block, number):
+  """Stores the outputs of a chunk, which are left transposed."""
+  block.wait_chunk(number)
+  block.free_chunk(number)
+
+  def store(block):
+    block.wait('outputs')
+    plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+    halves = [layout.block(half, layout.HALF) for half in range(2)]
+    for half, columns in enumerate(halves):
+      part = block.left('outputs').at[columns]
+      block.left('o').at[half][...] = utils.load_transposed(part)
+    plgpu.commit_smem()
+    block.free('outputs')
+    target = _outputs_of(block, number)
+    for half, columns in enumerate(halves):
+      part = target.at[:, columns]
+      plgpu.copy_smem_to_gmem(block.left('o').at[half], part)
+
+  block.each(store)
 
 
 def _store_states(block, number):
@@ -201,6 +286,7 @@ def _store_nothing(block, number):
 
 
 def _inputs(sizes, rows, key_norms, **inputs):
+  """Returns the inputs by name, with what else the recurrence needs."""
   inputs |= {'rows': rows} if sizes.gated else {}
   return inputs | ({'key_norms': key_norms} if sizes.normalized else {})
 
@@ -237,14 +323,14 @@ def outputs(
     q: queries, see `mosaic_gpu_layout` for all but `first`.
     k: keys.
     v: values.
-    inverse: pairs of all chunks; None: helpers find it.
+    inverse: pairs of all chunks, or None if there are helpers.
     rows: strengths and decays.
     key_norms: None unless keys are to be normalised, or as `inverse`.
     first: float32 [R, K, V], the state that enters.
     sizes: of the call.
     keep: return what `states` does, too.
     config: gives stages, processors and how to interpret the kernel.
-    helpers: None, or `Helpers` that find T and the norms of the keys.
+    helpers: None, or those of `mosaic_gpu_chunk_fwd`.
   """
   last = (sizes.rows, sizes.V, sizes.K)
   results = {
@@ -255,16 +341,25 @@ def outputs(
     results['query_norms'] = layout.norms(sizes)
   if keep:
     results |= _kept(sizes)
-  name = 'delta_rule_inverse_recurrence' if helpers else 'delta_rule_recurrence'
+  name = 'delta_rule_recurrence'
+  finish, leaves, work = _store_outputs, _leaves(sizes), {'o': (_C, _W)}
+  inputs = {'q': q, 'k': k, 'v': v, 'inverse': inverse}
+  if helpers:
+    name = 'delta_rule_chunk_fwd_recurrence'
+    inputs = {'k': k, 'v': v} | dict.fromkeys(('queries', 'o', 'inverse'))
+    finish = _add_to_outputs
+    if not keep:
+      finish, leaves = _turn_outputs, {'outputs': (_W, _C)}
+      work = {'o': (2, _C, layout.HALF)}
   found = scan.run(
     scan.Scan(
       advance=_advance,
-      finish=_store_outputs,
-      inputs=_inputs(sizes, rows, key_norms, q=q, k=k, v=v, inverse=inverse),
+      finish=finish,
+      inputs=_inputs(sizes, rows, key_norms, **inputs),
       results=results,
       first=jnp.swapaxes(first, 1, 2),
-      states_leave=_leaves(sizes),
-      work={'o': (_C, _W)},
+      states_leave=leaves,
+      work=work,
     ),
     sizes,
     config,

@@ -35,7 +35,7 @@ _W = utils.TILE
 def _minus_dx(block, number, minus):
   """Returns -dX^T, float32 [64, C]; leaves M."""
   part = minus.astype(jnp.bfloat16)
-  block.leave('minus', part)
+  block.leave(minus=part)
   block.wait_chunk(number)
   use = block.use(number)
   found = utils.matmul([(part, utils.transposed(use['k']))])
@@ -64,7 +64,7 @@ def _leave_dv(block, number, dv):
   high = written[0]
 
   def leave():
-    block.leave('dv', high)
+    block.leave(dv=high)
 
   if sizes.normalized and block.groups > 1:
     leave()  # There are no registers for one pair more.
@@ -81,7 +81,7 @@ def _advance(block, number, minus):
   """Returns M^T, float32 [64, K], before a chunk."""
   dx = utils.split(_minus_dx(block, number, minus))
   use = block.use(number)
-  dv = utils.negative(layout.times_inverse(dx, use['inverse']))
+  dv = utils.negative(layout.times_inverse(dx, layout.quarters(use['inverse'])))
   written, meanwhile = _leave_dv(block, number, dv)
   if block.sizes.gated:
     minus = minus * use['rows'][layout.ENTRY, _C - 1]
@@ -109,7 +109,7 @@ def _leave_scores(block, number):
   sizes, use = block.sizes, block.use(number)
   scores = utils.matmul([(use['q'], utils.transposed(use['k']))])
   scores = layout.past(scores * _minus_scale(block, number), use, sizes)
-  block.leave('scores', jnp.concatenate(utils.split(scores), axis=0))
+  block.leave(scores=jnp.concatenate(utils.split(scores), axis=0))
 
 
 def _leave_reads(block, number):
@@ -119,7 +119,7 @@ def _leave_reads(block, number):
   if block.sizes.gated:
     entry = utils.load_rows(use['rows'].at[layout.ENTRY])
     reads = reads * utils.over_rows(entry, _W)
-  block.leave('reads', reads.astype(jnp.bfloat16))
+  block.leave(reads=reads.astype(jnp.bfloat16))
 
 
 def _store_minus(block, number):

@@ -12,12 +12,9 @@ memory. Each of these, `left` by one, is `ready` for the other until that has
 made it `free` again.
 
 Where rows are so few that at least half of the GPU would be idle, the rest of
-it can work beside them in the same launch: `Helpers` are blocks of threads that
-take chunk after chunk, of all rows, as these come to them. They are ahead of
-the recurrence, and make what it copies, or behind it, and read what it stores;
-a semaphore in device memory for each chunk says that it is there. A block waits
-only for blocks with lower numbers, which started before it, so that none waits
-in vain on a GPU that has less room than the launch asks for.
+it can work beside them in the same launch, see `mosaic_gpu_helpers`. A block
+waits only for blocks with lower numbers, which started before it, so that none
+waits in vain on a GPU that has less room than the launch asks for.
 """
 
 from collections.abc import Callable, Mapping
@@ -31,6 +28,7 @@ import jax.numpy as jnp
 
 from pallas_kernels import mosaic_gpu_utils as utils
 from pallas_kernels.delta_rule import mosaic_gpu_config as config_lib
+from pallas_kernels.delta_rule import mosaic_gpu_helpers as helpers_lib
 from pallas_kernels.delta_rule import mosaic_gpu_layout as layout
 
 _C = layout.CHUNK
@@ -38,24 +36,11 @@ _W = utils.TILE
 # Registers of a thread for states, for results, for copies, by the number of
 # warpgroups for states.
 _REGISTERS = {1: (240, 208, 56), 2: (176, 136, 24)}
-_FEWEST_REGISTERS = 24
-# Chunks of which helpers are told at a time: to tell them takes a while.
-_PUBLISHED = 4
 # What fits the shared memory where there are two.
 _STAGES_OF_TWO = 2
 _OF_KEYS = ('q', 'k')
-_OF_VALUES = ('v', 'do')
+_OF_VALUES = ('v', 'do', 'o')
 NORMS = ('key_norms', 'query_norms')
-
-
-def _signal(made, index):
-  if made is not None:
-    pl.semaphore_signal(made.at[index])
-
-
-def _wait(made, index, count):
-  if made is not None:
-    pl.semaphore_wait(made.at[index], count, decrement=False)
 
 
 class Block(NamedTuple):
@@ -74,7 +59,7 @@ class Block(NamedTuple):
     sizes: of the call.
     value_blocks: of v and o, fewer than those of a state that has more columns.
     reverse: chunks are taken from the last to the first.
-    made: semaphores [R N] between rows and `Helpers`, or None.
+    made: semaphores [R N] between rows and helpers, or None.
   """
 
   refs: Any
@@ -165,12 +150,14 @@ class Block(NamedTuple):
     """Returns what is left, or other scratch, in shared memory."""
     return self.work[name].at[self._index(name)]
 
-  def leave(self, name, value):
+  def leave(self, **values):
     """Stores what the other warpgroup waits for, once it is free."""
-    self.wait_free(name)
-    self.left(name)[...] = value
+    for name, value in values.items():
+      self.wait_free(name)
+      self.left(name)[...] = value
     plgpu.commit_smem()
-    plgpu.barrier_arrive(self._barrier(name, 'ready'))
+    for name in values:
+      plgpu.barrier_arrive(self._barrier(name, 'ready'))
 
   def wait(self, name):
     """Waits until the other warpgroup has left something."""
@@ -186,7 +173,7 @@ class Block(NamedTuple):
 
   def publish(self, number):
     """Says to helpers that what a chunk has in device memory is there."""
-    _signal(self.made, self.index(number))
+    helpers_lib.signal(self.made, self.index(number))
 
 
 class Scan(NamedTuple):
@@ -228,35 +215,6 @@ class Scan(NamedTuple):
   value_dim: int | None = None
 
 
-class Helpers(NamedTuple):
-  """What blocks of threads without a row do, a warpgroup for each task.
-
-  Attributes:
-    work: (refs by name, find) -> None: a task. find() -> (scratch by name, the
-      chunk's index in R N, the part) reads them from shared memory: of what it
-      knows the compiler would keep all addresses in registers.
-    inputs: arrays by name, beside those of the scan.
-    results: shapes and dtypes by name; those that the scan copies it waits for.
-    scratch: of one task, by name, for a number of them at a time.
-    ahead: of the scan; otherwise behind it.
-    workers: warpgroups of a block that work.
-    registers: of a thread of these.
-    parts: tasks of a chunk.
-    turns: tasks of a warpgroup behind the scan, where blocks follow each other;
-      ahead of it each has its share.
-  """
-
-  work: Callable[[Any, Callable[[], tuple[Any, Any, Any]]], None]
-  inputs: Mapping[str, jax.Array]
-  results: Mapping[str, jax.ShapeDtypeStruct]
-  scratch: Callable[[int], Mapping[str, Any]]
-  ahead: bool
-  workers: int
-  registers: int
-  parts: int = 1
-  turns: int = 1
-
-
 def _states(block: Block, scan: Scan):
   """What a warpgroup for states does."""
   for name in scan.results_leave:
@@ -286,7 +244,7 @@ def _results(block: Block, scan: Scan, is_read: bool):
   def take(number, carry):
     scan.finish(block, number)
     if is_read:
-      is_published = lax.rem(number, jnp.int32(_PUBLISHED)) == 0
+      is_published = lax.rem(number, jnp.int32(helpers_lib.PUBLISHED)) == 0
 
       @pl.when((number > 0) & is_published)
       def _():
@@ -331,13 +289,13 @@ def _copies(block: Block, stages, is_made: bool):
 
   def copy(number, carry):
     slot = block.slot(number)
+    if is_made:
+      helpers_lib.wait(block.made, block.index(number), 1)
 
     @pl.when(number >= stages)
     def _():
       plgpu.barrier_wait(free.at[slot])
 
-    if is_made:
-      _wait(block.made, block.index(number), 1)
     for name in block.chunks:
       for group in range(block.groups if name in _OF_VALUES else 1):
         part = block.of_group(group)
@@ -356,8 +314,8 @@ def _copies(block: Block, stages, is_made: bool):
 def _scratch(scan: Scan, copied, sizes, stages, groups):
   """Returns buffers of chunks, other scratch and barriers, by name each."""
   chunks = {
-    **{name: utils.shared(stages, _C, sizes.K) for name in _OF_KEYS},
-    **{name: utils.shared(stages, groups, _C, _W) for name in _OF_VALUES},
+    **{n: utils.shared(stages, _C, sizes.K) for n in (*_OF_KEYS, 'queries')},
+    **{n: utils.shared(stages, groups, _C, _W) for n in _OF_VALUES},
     'inverse': utils.shared(stages, 3 * _C, layout.HALF, tile=layout.HALF),
     'rows': plgpu.SMEM((stages, sizes.lines, _C), jnp.float32),
     **{n: plgpu.SMEM((stages, _C), jnp.float32) for n in ('sums', *NORMS)},
@@ -379,7 +337,10 @@ def _scratch(scan: Scan, copied, sizes, stages, groups):
   work = {**left, **scan.work}
   return (
     {name: chunks[name] for name in copied},
-    {name: utils.shared(counts[name], *work[name]) for name in work},
+    {
+      name: utils.shared(counts[name], *shape, tile=min(_W, shape[-1]))
+      for name, shape in work.items()
+    },
     barriers,
   )
 
@@ -426,68 +387,6 @@ def _take_row(scan: Scan, helpers, refs, number, made, sizes, scratch, groups):
     _copies(block, chunks['k'].shape[0], helpers is not None and helpers.ahead)
 
 
-def _turns(helpers: Helpers, sizes, count: int) -> int:
-  """Returns how many tasks a warpgroup of `count` blocks of helpers has."""
-  tasks = sizes.rows * sizes.chunks * helpers.parts
-  return -(-tasks // (count * helpers.workers))
-
-
-def _help(scan: Scan, helpers: Helpers, refs, number, made, sizes, count, own):
-  """What a block of helpers does, the one of this number."""
-  scratch, slots = own
-  parts, rows, workers = helpers.parts, sizes.rows, helpers.workers
-  tasks, turns = rows * sizes.chunks * parts, _turns(helpers, sizes, count)
-  group = lax.axis_index('warpgroup')
-  if helpers.ahead:
-    first, stride = number * workers + group, count * workers
-  else:
-    first, stride = number * turns * workers + group, workers
-
-  def place(task):
-    """Returns the row, the number of the chunk and the part of it."""
-    row = lax.rem(lax.div(task, jnp.int32(parts)), jnp.int32(rows))
-    number = lax.div(task, jnp.int32(rows * parts))
-    return row, number, lax.rem(task, jnp.int32(parts))
-
-  def index(row, number):
-    chunk = sizes.chunks - 1 - number if scan.reverse else number
-    return row * sizes.chunks + chunk
-
-  def find():
-    slot, task = slots[group, 0], slots[group, 1]
-    row, number, part = place(task)
-    use = {name: ref.at[slot] for name, ref in scratch.items()}
-    return use, index(row, number), part
-
-  def take(task):
-    slots[group, 1] = task
-    row, number, _ = place(task)
-    if not helpers.ahead:
-      last = number - lax.rem(number, jnp.int32(_PUBLISHED)) + (_PUBLISHED - 1)
-      last = jnp.minimum(last, jnp.int32(sizes.chunks - 1))
-      _wait(made, index(row, last), sizes.value_blocks)
-    helpers.work(refs, find)
-    if helpers.ahead:
-      plgpu.wait_smem_to_gmem(0)
-      _, at, _ = find()
-      _signal(made, at)
-
-  def step(turn, carry):
-    task = first + turn * stride
-    pl.when(task < tasks)(lambda: take(task))
-    return carry
-
-  def work():
-    plgpu.set_max_registers(helpers.registers, action='increase')
-    slots[group, 0] = group
-    lax.fori_loop(0, turns, step, None)
-
-  def rest():
-    plgpu.set_max_registers(_FEWEST_REGISTERS, action='decrease')
-
-  lax.cond(group < workers, work, rest)
-
-
 def _body(scan: Scan, helpers, count, names, sizes, scratch, groups, made):
   """Returns the kernel's function.
 
@@ -516,7 +415,9 @@ def _body(scan: Scan, helpers, count, names, sizes, scratch, groups, made):
 
     def help_(*own):
       at = number - first_helper
-      _help(scan, helpers, refs, at, semaphores, sizes, count, own)
+      helpers_lib.take_tasks(
+        helpers, refs, at, semaphores, sizes, count, own, scan.reverse
+      )
 
     def with_row():
       pl.run_scoped(take_row, *scratch, collective_axes='warpgroup')
@@ -541,7 +442,7 @@ def run(
   sizes: layout.Sizes,
   config,
   name: str,
-  helpers: Helpers | None = None,
+  helpers: helpers_lib.Helpers | None = None,
 ) -> dict[str, jax.Array]:
   """Runs a kernel and returns its results by name, those of helpers too.
 
@@ -565,8 +466,8 @@ def run(
     inputs = {name: x for name, x in inputs.items() if name not in results}
     count = config_lib.helper_blocks(sizes, config)
     if not helpers.ahead:
-      count = _turns(helpers, sizes, helpers.turns)
-    count = min(count, _turns(helpers, sizes, 1))
+      count = helpers_lib.turns(helpers, sizes, helpers.turns)
+    count = min(count, helpers_lib.turns(helpers, sizes, 1))
     if not config.interpret:  # It takes block after block.
       made = plgpu.SemaphoreType.REGULAR((sizes.rows * sizes.chunks,))
   inputs['first'] = scan.first

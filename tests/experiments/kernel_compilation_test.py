@@ -39,8 +39,8 @@ KERNELS = tuple(
 SHARED = tuple(
   f'delta_rule_{name}'
   for name in (
-    'inverse_recurrence',
-    'inverse_recurrence_saving',
+    'chunk_fwd_recurrence',
+    'chunk_fwd_recurrence_saving',
     'recurrence_chunk_bwd',
   )
 )

@@ -129,6 +129,25 @@ def test_others_work_beside_the_rows(gate, normalize_qk, segments):
   _check(spec, 'random', segments, gate, normalize_qk, processors=9)
 
 
+@pytest.mark.parametrize('kind', ['cos_0.99_beta_2', 'cos_1_beta_2'])
+@pytest.mark.parametrize(
+  ('gate', 'normalize_qk', 'save_states'),
+  [(None, False, False), (None, True, True), ('head_mixed', True, False)],
+)
+def test_outputs_of_hard_keys_found_ahead(
+  kind, gate, normalize_qk, save_states
+):
+  spec = _spec(T=200, K=128)
+  _check(
+    spec,
+    kind,
+    gate=gate,
+    normalize_qk=normalize_qk,
+    save_states=save_states,
+    processors=9,
+  )
+
+
 @pytest.mark.parametrize('kind', ['cos_0.9_beta_2', 'cos_1_beta_2'])
 def test_normalized_keys_of_width_64(kind):
   _check(_spec(T=130), kind, normalize_qk=True)
