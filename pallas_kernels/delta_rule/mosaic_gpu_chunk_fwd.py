@@ -160,9 +160,9 @@ def helpers(
       has left the cache when it is read: three would be slower than two.
     interpret: None, or how to interpret the kernel.
   """
-  # Three have 168 registers each, too few if there are norms.
+  # Three have 168 registers each, too few if tokens have factors.
   workers, registers = (3, 168)
-  if keep or sizes.normalized:
+  if keep or sizes.gated or sizes.normalized:
     workers, registers = (2, 240)
   return helpers_lib.Helpers(
     work=functools.partial(
