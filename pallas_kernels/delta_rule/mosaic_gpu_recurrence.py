@@ -77,10 +77,9 @@ def _find_x(block, number, read, values):
 
 
 def _read(block, number, state):
-  """Returns X^T and, of the outputs in halves, (Q' S)^T and (-P V)^T.
+  """Returns X^T and what the outputs are made of, (Q' S)^T and (-P V)^T.
 
-  The latter two are None unless this is to find them: it does where S need not
-  be left for others.
+  The latter two are None unless outputs are left, rather than S.
   """
   part = state.astype(jnp.bfloat16)
   if 'state' in block.work:

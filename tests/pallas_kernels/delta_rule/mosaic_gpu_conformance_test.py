@@ -145,6 +145,7 @@ def test_outputs_of_hard_keys_found_ahead(
     normalize_qk=normalize_qk,
     save_states=save_states,
     processors=9,
+    allowed={'o': 0.0035},  # A single bfloat16 P is worse than that.
   )
 
 
