@@ -16,16 +16,16 @@ import jax
 from jax import lax
 from jax.experimental.mosaic import gpu as mgpu
 from jax.experimental.pallas import mosaic_gpu as plgpu
+from jax.extend.mlir import ir
+from jax.extend.mlir.dialects import arith
+from jax.extend.mlir.dialects import math
+from jax.extend.mlir.dialects import vector
 import jax.numpy as jnp
-from jaxlib.mlir import ir
-from jaxlib.mlir.dialects import arith
-from jaxlib.mlir.dialects import math
-from jaxlib.mlir.dialects import nvvm
-from jaxlib.mlir.dialects import vector
 
 from pallas_kernels import mosaic_gpu_utils as utils
 
 SIZE = 16
+nvvm = mgpu.utils.nvvm  # It is not in `jax.extend`.
 _WARP = 32
 _ACROSS = 4  # Threads that share a row, each with two columns of eight.
 
