@@ -78,30 +78,63 @@ def matmuls(
   return pl.run_scoped(run, *(plgpu.ACC(s, jnp.float32) for s in shapes))
 
 
-def matmul_before(
-  pairs, other, *, use: Callable[..., jax.Array], meanwhile
-) -> tuple[jax.Array, jax.Array]:
-  """Returns what is made of a product, and another, found behind it meanwhile.
+def matmuls_in_turn(*products, use) -> list:
+  """Returns what is made of sums of products, as they are found.
+
+  Args:
+    *products: lists as in `matmuls`; all are started before the first is read.
+    use: what to make of each, (its sum) -> what to return.
+  """
+
+  def run(*accumulators):
+    _issue(accumulators, products)
+    found = []
+    for number, ref in enumerate(accumulators):
+      behind = sum(len(pairs) for pairs in products[number + 1 :])
+      value = plgpu.wgmma_accumulator_load(ref, wait_n=behind)
+      found.append(use[number](cast(value)))
+    return found
+
+  first = [pairs[0] for pairs in products]
+  shapes = [(a.shape[0], b.shape[1]) for a, b in first]
+  return pl.run_scoped(run, *(plgpu.ACC(s, jnp.float32) for s in shapes))
+
+
+def accumulate_behind(
+  pairs,
+  *,
+  behind: Callable[[], tuple],
+  use: Callable[[jax.Array], tuple],
+  shape,
+) -> tuple[jax.Array, ...]:
+  """Returns a sum that follows a product, and products of what that is.
 
   Args:
     pairs: the product, as in `matmuls`.
-    other: (a, b) of the other one.
-    use: (product, results of `meanwhile`) -> array.
-    meanwhile: what to do while the first one is computed; returns a tuple.
+    behind: () -> (start, list of products): the sum, as in `accumulate`. It is
+      computed while the product is used.
+    use: what the product is -> two lists of products.
+    shape: of the latter.
 
   Returns:
-    (what `use` returns, the other product).
+    (the sum, the first product, the second).
   """
 
-  def run(first, second):
-    _issue((first, second), (pairs, [other]))
-    results = meanwhile()
-    product = plgpu.wgmma_accumulator_load(first, wait_n=1)
-    return use(cast(product), *results), cast(second[...])
+  def run(first):
+    _issue([first], [pairs])
+    start, others = behind()
 
-  operands = pairs[0], other
-  shapes = [(a.shape[0], b.shape[1]) for a, b in operands]
-  return pl.run_scoped(run, *(plgpu.ACC(s, jnp.float32) for s in shapes))
+    def follow(accumulators):
+      own, *found = accumulators
+      _issue([own], [others])
+      product = plgpu.wgmma_accumulator_load(first, wait_n=len(others))
+      _issue(found, use(cast(product)))
+
+    zeros = plgpu.ACC.init(cast(jnp.zeros(shape, jnp.float32)))
+    return pl.run_state(follow)((plgpu.ACC.init(start), zeros, zeros))
+
+  a, b = pairs[0]
+  return pl.run_scoped(run, plgpu.ACC((a.shape[0], b.shape[1]), jnp.float32))
 
 
 def matmul(pairs) -> jax.Array:
@@ -144,11 +177,10 @@ def negative(x: jax.Array) -> jax.Array:
 def split(x: jax.Array) -> tuple[jax.Array, jax.Array]:
   """Returns float32 x as a pair of bfloat16 matrices that sum to it.
 
-  The first is rounded in integers: a rounding whose result is used in float32
-  again becomes a conversion of single numbers, at an eighth of the speed.
+  The first is cut off, not rounded, and in integers: a conversion whose result
+  is used in float32 again is one of single numbers, at an eighth of the speed.
   """
-  bits = lax.bitcast_convert_type(x, jnp.int32)
-  bits = (bits + jnp.int32(1 << 15)) & jnp.int32(-(1 << 16))
+  bits = lax.bitcast_convert_type(x, jnp.int32) & jnp.int32(-(1 << 16))
   high = lax.bitcast_convert_type(bits, jnp.float32)
   return high.astype(jnp.bfloat16), (x - high).astype(jnp.bfloat16)
 
@@ -186,12 +218,8 @@ def half_products_of(x, y):
 
 
 def load_transposed(ref) -> jax.Array:
-  """Returns the transpose of a bfloat16 tile of shared memory, in registers.
-
-  Threads swap halves of what they load: no product with the identity is needed.
-  """
-  layout = plgpu.Layout.WGMMA_TRANSPOSED
-  return cast(plgpu.load(transposed(ref), layout=layout))
+  """Returns the transpose of a bfloat16 tile of shared memory, in registers."""
+  return plgpu.load(transposed(ref), layout=LAYOUT)
 
 
 def transposed_pair(pair):

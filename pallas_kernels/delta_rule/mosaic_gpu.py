@@ -290,7 +290,6 @@ def _forward(static: _Static, inputs: _Inputs, counts: _Counts, exchange):
       _flat(inputs.q),
       rows,
       sizes,
-      keep=config.save_states,
       interpret=config.interpret,
     )
   else:

@@ -278,17 +278,15 @@ def _over_values(refs, find, sizes):
   return _Sums(*sums, *([] if _has_factors(sizes) else [None]))
 
 
-def _compute(refs, find, copy_next, sizes):
+def _compute(refs, find, sizes):
   """What a warpgroup does for a chunk and a block of K.
 
   Args:
     refs: arrays in device memory by name.
     find: returns (scratch by name, the chunk's index in R N, the block's). It
       may read them from shared memory, which frees their registers meanwhile.
-    copy_next: does nothing.
     sizes: of the call.
   """
-  copy_next()
   sums = _over_values(refs, find, sizes)
   s, *_ = find()
   plgpu.barrier_wait(s['ready'])
@@ -373,13 +371,9 @@ def helpers(states, x, sizes: layout.Sizes) -> helpers_lib.Helpers:
   """
   return helpers_lib.Helpers(
     work=functools.partial(_compute, sizes=sizes),
-    copy=None,
     inputs={'states': states, 'x': x},
     results=_results(sizes),
     scratch=functools.partial(_scratch, sizes),
-    ahead=False,
-    workers=2,
-    registers=240,
     parts=sizes.key_blocks,
     turns=4,
   )
@@ -420,7 +414,7 @@ def gradients(
     index = lax.div(number, jnp.int32(sizes.key_blocks))
     block = lax.rem(number, jnp.int32(sizes.key_blocks))
     refs = dict(zip(names, arrays, strict=True))
-    _compute(refs, lambda: (s, index, block), lambda: None, sizes)
+    _compute(refs, lambda: (s, index, block), sizes)
 
   found = plgpu.kernel(
     kernel,

@@ -120,14 +120,13 @@ def _store_norms(gram, norms_s):
   return squares
 
 
-def _compute(find, sizes, interpreted):
+def _compute(gram, find, sizes, interpreted):
   """Puts the quarters of T of a chunk in the place of X and of A."""
   s, *_ = find()
-  gram = utils.matmul([(s['k'], utils.transposed(s['k']))])
   row, column = utils.indices(_C, _C)
   if sizes.gated:
     by_row = utils.load_rows(s['rows'].at[layout.SUM])
-    by_column = utils.load_columns(s['sums'])
+    by_column = utils.load_columns(s['columns'].at[layout.SUM])
     a = gram * layout.decays(by_row, by_column, row > column)
   else:
     a = utils.cast(jnp.where(row > column, gram, 0.0))
@@ -140,7 +139,7 @@ def _compute(find, sizes, interpreted):
 
   def strengths(half):
     at = layout.block(half, _HALF)
-    beta = utils.load_columns(s['beta'].at[at])
+    beta = utils.load_columns(s['columns'].at[layout.BETA, at])
     if sizes.normalized:
       norms = utils.load_columns(s['norms'].at[at])
       beta = beta / (norms * norms)
@@ -168,27 +167,29 @@ def copy_in(refs, s, index, sizes):
   """
   at = layout.place(lax.div(index, jnp.int32(sizes.chunks)), sizes)
   tokens = layout.block(lax.rem(index, jnp.int32(sizes.chunks)), _C)
-  keys, rows, full = layout.block(at.key, sizes.K), refs['rows'], s['full']
-  plgpu.copy_gmem_to_smem(refs['k'].at[at.batch, tokens, keys], s['k'], full)
-  plgpu.copy_gmem_to_smem(rows.at[index], s['rows'], full)
-  plgpu.copy_gmem_to_smem(rows.at[index, layout.BETA], s['beta'], full)
-  if sizes.gated:
-    plgpu.copy_gmem_to_smem(rows.at[index, layout.SUM], s['sums'], full)
+  keys = refs['k'].at[at.batch, tokens, layout.block(at.key, sizes.K)]
+  plgpu.copy_gmem_to_smem(keys, s['k'], s['full'])
+  for name in ('rows', 'columns'):
+    plgpu.copy_gmem_to_smem(refs['rows'].at[index], s[name], s['full'])
 
 
-def invert(refs, find, sizes, interpreted):
+def gram_products(s):
+  """Returns K K^T of a chunk, as in `utils.matmuls`."""
+  return [(s['k'], utils.transposed(s['k']))]
+
+
+def invert(gram, refs, find, sizes, interpreted):
   """Finds T of a chunk, and starts to store it.
 
   Args:
+    gram: float32 [C, C], K K^T.
     refs: arrays in device memory by name.
-    find: returns (scratch by name, to which `copy_in` copies, the chunk's index
-      in R N, ..); it may read them from shared memory.
+    find: returns (scratch by name, to which `copy_in` has copied, the chunk's
+      index in R N, ..); it may read them from shared memory.
     sizes: of the call.
     interpreted: whether the kernel is.
   """
-  s, *_ = find()
-  plgpu.barrier_wait(s['full'])
-  _compute(find, sizes, interpreted)
+  _compute(gram, find, sizes, interpreted)
   s, index, *_ = find()
   if sizes.normalized:
     plgpu.copy_smem_to_gmem(s['norms'], refs['key_norms'].at[index])
@@ -199,24 +200,33 @@ def invert(refs, find, sizes, interpreted):
     plgpu.copy_smem_to_gmem(ref, t_g.at[pl.ds(start, _HALF)])
 
 
-def scratch(sizes, tasks):
-  """Returns the scratch by name, for a number of tasks at a time."""
-  line = plgpu.SMEM((tasks, _C), jnp.float32)
+def copied(sizes, tasks, others=0):
+  """Returns the scratch that `copy_in` fills by name, for a number of tasks.
+
+  Args:
+    sizes: of the call.
+    tasks: how many.
+    others: copies beside these that its barrier waits for.
+  """
+  lines = plgpu.SMEM((tasks, sizes.lines, _C), jnp.float32)
+  return {
+    'k': utils.shared(tasks, _C, sizes.K),
+    'rows': lines,  # Whose elements belong to rows.
+    'columns': lines,  # The same, whose elements belong to columns.
+    'full': plgpu.Barrier(num_arrivals=3 + others, num_barriers=tasks),
+  }
+
+
+def scratch(tasks):
+  """Returns other scratch by name, for a number of tasks at a time."""
   pair = utils.shared(tasks, 2 * _C, _HALF, tile=_HALF)
   small = utils.shared(tasks, 2 * _C, _SMALL, tile=_SMALL)
   return {
-    'k': utils.shared(tasks, _C, sizes.K),
-    'rows': plgpu.SMEM((tasks, sizes.lines, _C), jnp.float32),
-    'beta': line,
-    'sums': line,
-    'norms': line,
+    'norms': plgpu.SMEM((tasks, _C), jnp.float32),
     'a': pair,
     'x': pair,
     'small_a': small,
     'small_x': small,
-    'full': plgpu.Barrier(
-      num_arrivals=4 if sizes.gated else 3, num_barriers=tasks
-    ),
   }
 
 
@@ -260,13 +270,15 @@ def inverse(
     @pl.when(index < count)
     def _():
       copy_in(refs, own, index, sizes)
-      invert(refs, lambda: (own, index), sizes, interpret is not None)
+      plgpu.barrier_wait(own['full'])
+      gram = utils.matmul(gram_products(own))
+      invert(gram, refs, lambda: (own, index), sizes, interpret is not None)
       plgpu.wait_smem_to_gmem(0, wait_read_only=True)
 
   found, *norms = plgpu.kernel(
     kernel,
     out_type=list(named.values()),
-    scratch_types=[scratch(sizes, groups)],
+    scratch_types=[copied(sizes, groups) | scratch(groups)],
     grid=(-(-count // groups),),
     grid_names=('block',),
     num_threads=groups,

@@ -182,15 +182,17 @@ def times_inverse(x, inverse) -> jax.Array:
   return jnp.concatenate(parts, axis=1)
 
 
-def times_transposed_inverse(x, inverse) -> jax.Array:
-  """Returns X T^T, float32 [64, C]; see `times_inverse`."""
+def transposed_inverse_products(x, inverse):
+  """Returns X T^T as two lists of products, the halves of its columns.
+
+  The arguments are those of `times_inverse`.
+  """
   first, last = _halves(x)
   t00, t10, t11 = (utils.transposed_pair(part) for part in inverse)
-  parts = utils.matmuls(
+  return [
     utils.split_products(first, t00),
     utils.split_products(first, t10) + utils.split_products(last, t11),
-  )
-  return jnp.concatenate(parts, axis=1)
+  ]
 
 
 def block(index, size=utils.TILE):

@@ -16,10 +16,10 @@ both; the one for results makes the outputs, or stores S and X, transposed as
 they are, for the kernel of the gradients, or does both. Where only the state
 that a part of a row ends in is wanted, it does neither.
 
-With helpers of `mosaic_gpu_chunk_fwd` outputs are O = Q' S + P V, and Q' and
--P V are there. If S is to be stored it is left, and the warpgroup for results
-finds Q' S. Otherwise that follows K S in those for states, which then need
-not leave S, and what is left is O, transposed.
+With helpers of `mosaic_gpu_chunk_fwd` outputs are O = Q' S + P V, and Q', P V
+are there. If S is to be stored it is left, and the warpgroup for results finds
+Q' S. Otherwise that follows K S in those for states, which then need not leave
+S, and leave O.
 """
 
 import functools
@@ -69,45 +69,43 @@ def _errors(block, number, read, values):
   return values - read
 
 
-def _find_x(block, number, read, values):
-  """Returns X^T, float32 [64, C]; see `_errors`."""
-  errors = utils.split(_errors(block, number, read, values))
-  inverse = layout.quarters(block.use(number)['inverse'])
-  return layout.times_transposed_inverse(errors, inverse)
+def _find_x(block, number, state):
+  """Returns X and the outputs, transposed, float32 [64, C].
 
-
-def _read(block, number, state):
-  """Returns X^T and what the outputs are made of, (Q' S)^T and (-P V)^T.
-
-  The latter two are None unless outputs are left, rather than S.
+  The latter are None unless outputs are left, rather than S.
   """
   part = state.astype(jnp.bfloat16)
   if 'state' in block.work:
     block.leave(state=part)
   block.wait_chunk(number)
   use = block.use(number)
-  products = [(part, utils.transposed(use['k']))]
+  inverse = layout.quarters(use['inverse'])
   load = functools.partial(utils.load_transposed, use['v'])
-  find_x = functools.partial(_find_x, block, number)
+  read = [(part, utils.transposed(use['k']))]
   if 'outputs' not in block.work:
-    return find_x(*utils.matmuls(products, meanwhile=load)), None, None
+    errors = _errors(block, number, *utils.matmuls(read, meanwhile=load))
+    products = layout.transposed_inverse_products(utils.split(errors), inverse)
+    return jnp.concatenate(utils.matmuls(*products), axis=1), None
+  values = []
 
-  def load_both():
-    return load(), utils.load_transposed(use['o'])
+  def outputs():
+    values.append(load())
+    own = utils.load_transposed(use['o']).astype(jnp.float32)
+    return own, [(part, utils.transposed(use['queries']))]
 
-  def find(read, values, own):
-    return find_x(read, values), own
+  def find(read):
+    errors = _errors(block, number, read, *values)
+    return layout.transposed_inverse_products(utils.split(errors), inverse)
 
-  other = (part, utils.transposed(use['queries']))
-  (x, own), o = utils.matmul_before(
-    products, other, use=find, meanwhile=load_both
+  o, *x = utils.accumulate_behind(
+    read, behind=outputs, use=find, shape=(_W, layout.HALF)
   )
-  return x, o, own
+  return jnp.concatenate(x, axis=1), o
 
 
 def _advance(block, number, state):
   """Returns the transposed state, float32 [64, K], after a chunk."""
-  x, o, own = _read(block, number, state)
+  x, o = _find_x(block, number, state)
   use = block.use(number)
   parts = written = utils.split(x)
   if block.sizes.gated:
@@ -116,12 +114,10 @@ def _advance(block, number, state):
     state = state * use['rows'][layout.ENTRY, _C - 1]
 
   def leave():  # Commits, too, what orders the loads before the next copy.
-    left = {}
     if 'x' in block.work:
-      left['x'] = jnp.concatenate(parts, axis=0)
+      block.leave(x=jnp.concatenate(parts, axis=0))
     if o is not None:
-      left['outputs'] = (o - own.astype(jnp.float32)).astype(jnp.bfloat16)
-    block.leave(**left)
+      block.leave(outputs=o.astype(jnp.bfloat16), turned=True)
 
   products = utils.half_products(written, use['k'])
   (state,) = utils.accumulate((state, products), meanwhile=leave)
@@ -193,7 +189,8 @@ def _store_columns(block, number, scores, scale):
   x = utils.transposed_pair(layout.pair(block.left('x')))
   (o,) = utils.accumulate((o, utils.split_products(scores, x)))
   _free_kept(block, 'x')
-  _store_o(block, number, o * scale)
+  plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+  _start_to_store(block, number, o * scale)
 
 
 def _outputs_of(block, number):
@@ -201,16 +198,15 @@ def _outputs_of(block, number):
   return block.refs['o'].at[block.at.batch, block.tokens(number), block.values]
 
 
-def _store_o(block, number, o):
-  """Starts to store what outputs are."""
-  plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+def _start_to_store(block, number, o):
+  """Starts to store outputs; those before them must have been read."""
   block.left('o')[...] = o.astype(jnp.bfloat16)
   plgpu.commit_smem()
   plgpu.copy_smem_to_gmem(block.left('o'), _outputs_of(block, number))
 
 
 def _add_to_outputs(block, number):
-  """Stores the outputs of a chunk, of which Q' and -P V are there."""
+  """Stores the outputs of a chunk, of which Q' and P V are there."""
   block.wait_chunk(number)
   use = block.use(number)
   queries = plgpu.load(use['queries'], layout=utils.LAYOUT)
@@ -218,37 +214,31 @@ def _add_to_outputs(block, number):
   def add(block):
     block.wait('state')
     _start_to_keep(block, 'state', number)
-    own = utils.negative(utils.load_tile(block.use(number)['o']))
+    own = utils.load_tile(block.use(number)['o'])
     products = [(queries, utils.transposed(block.left('state')))]
     (o,) = utils.accumulate((own, products))
     _free_kept(block, 'state')
     block.wait('x')
     _start_to_keep(block, 'x', number)
-    _free_kept(block, 'x')
-    _store_o(block, number, o)
+    _start_to_store(block, number, o)
+    plgpu.wait_smem_to_gmem(1, wait_read_only=True)  # X is read, not O.
+    block.free('x')
 
   block.each(add)
   block.free_chunk(number)
 
 
-def _turn_outputs(block, number):
-  """Stores the outputs of a chunk, which are left transposed."""
+def _store_left_outputs(block, number):
+  """Stores the outputs of a chunk, which are left."""
   block.wait_chunk(number)
   block.free_chunk(number)
 
   def store(block):
     block.wait('outputs')
+    outputs = block.left('outputs')
+    plgpu.copy_smem_to_gmem(outputs, _outputs_of(block, number))
     plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-    halves = [layout.block(half, layout.HALF) for half in range(2)]
-    for half, columns in enumerate(halves):
-      part = block.left('outputs').at[columns]
-      block.left('o').at[half][...] = utils.load_transposed(part)
-    plgpu.commit_smem()
     block.free('outputs')
-    target = _outputs_of(block, number)
-    for half, columns in enumerate(halves):
-      part = target.at[:, columns]
-      plgpu.copy_smem_to_gmem(block.left('o').at[half], part)
 
   block.each(store)
 
@@ -348,8 +338,7 @@ def outputs(
     inputs = {'k': k, 'v': v} | dict.fromkeys(('queries', 'o', 'inverse'))
     finish = _add_to_outputs
     if not keep:
-      finish, leaves = _turn_outputs, {'outputs': (_W, _C)}
-      work = {'o': (2, _C, layout.HALF)}
+      finish, leaves, work = _store_left_outputs, {'outputs': (_C, _W)}, {}
   found = scan.run(
     scan.Scan(
       advance=_advance,

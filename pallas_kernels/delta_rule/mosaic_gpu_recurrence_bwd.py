@@ -61,10 +61,10 @@ def _leave_dv(block, number, dv):
     norms = utils.load_columns(use['key_norms'])
     left = dv * utils.over_columns(norms, _W)
   written = utils.split(left)
-  high = written[0]
+  high = left.astype(jnp.bfloat16)
 
   def leave():
-    block.leave(dv=high)
+    block.leave(dv=high, turned=True)
 
   if sizes.normalized and block.groups > 1:
     leave()  # There are no registers for one pair more.
@@ -138,13 +138,8 @@ def _store_dv(block, number):
   block.wait('dv')
   if 'dv' not in refs:
     return
-  dv = block.left('dv')
-  turned = utils.load_transposed(dv)
-  plgpu.commit_smem()  # All have loaded what is now stored to.
-  dv[...] = turned
-  plgpu.commit_smem()
   target = refs['dv'].at[block.at.batch, block.tokens(number), block.values]
-  plgpu.copy_smem_to_gmem(dv, target)
+  plgpu.copy_smem_to_gmem(block.left('dv'), target)
 
 
 def _end_store(block, name):
@@ -226,7 +221,7 @@ def state_gradients(
       inputs=inputs,
       results=results,
       first=jnp.swapaxes(minus, 1, 2),
-      states_leave={'minus': (_W, sizes.K), 'dv': (_W, _C)},
+      states_leave={'minus': (_W, sizes.K), 'dv': (_C, _W)},
       results_leave={'scores': (2 * _C, _C), 'reads': (_C, _W)},
       common=('scores',),
       reverse=True,

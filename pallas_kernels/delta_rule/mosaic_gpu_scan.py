@@ -14,7 +14,8 @@ made it `free` again.
 Where rows are so few that at least half of the GPU would be idle, the rest of
 it can work beside them in the same launch, see `mosaic_gpu_helpers`. A block
 waits only for blocks with lower numbers, which started before it, so that none
-waits in vain on a GPU that has less room than the launch asks for.
+waits in vain on a GPU that has less room than the launch asks for; for others
+it waits a while at most.
 """
 
 from collections.abc import Callable, Mapping
@@ -59,7 +60,7 @@ class Block(NamedTuple):
     sizes: of the call.
     value_blocks: of v and o, fewer than those of a state that has more columns.
     reverse: chunks are taken from the last to the first.
-    made: semaphores [R N] between rows and helpers, or None.
+    made: semaphores between rows and helpers, or None.
   """
 
   refs: Any
@@ -150,11 +151,19 @@ class Block(NamedTuple):
     """Returns what is left, or other scratch, in shared memory."""
     return self.work[name].at[self._index(name)]
 
-  def leave(self, **values):
-    """Stores what the other warpgroup waits for, once it is free."""
+  def leave(self, turned=False, **values):
+    """Stores what the other warpgroup waits for, once it is free.
+
+    Args:
+      turned: store the transposes.
+      **values: by name.
+    """
     for name, value in values.items():
       self.wait_free(name)
-      self.left(name)[...] = value
+      ref = self.left(name)
+      if turned:
+        ref = utils.transposed(ref)
+      ref[...] = value
     plgpu.commit_smem()
     for name in values:
       plgpu.barrier_arrive(self._barrier(name, 'ready'))
@@ -174,6 +183,13 @@ class Block(NamedTuple):
   def publish(self, number):
     """Says to helpers that what a chunk has in device memory is there."""
     helpers_lib.signal(self.made, self.index(number))
+
+  def tell(self, number):
+    """Says to helpers that a chunk is read; the first part does for all."""
+
+    @pl.when(self.part == 0)
+    def _():
+      helpers_lib.tell(self.made, self.at.row, number, self.sizes)
 
 
 class Scan(NamedTuple):
@@ -234,8 +250,10 @@ def _states(block: Block, scan: Scan):
     block.wait_free(name)
 
 
-def _results(block: Block, scan: Scan, is_read: bool):
-  """What the warpgroup for results does; helpers may read what it stores."""
+def _results(block: Block, scan: Scan, helpers):
+  """What the warpgroup for results does; helpers may wait for it."""
+  is_read = helpers is not None and not helpers.ahead
+  is_made = helpers is not None and helpers.ahead
 
   def begin(block):
     for name in scan.states_leave:
@@ -252,6 +270,8 @@ def _results(block: Block, scan: Scan, is_read: bool):
         plgpu.wait_smem_to_gmem(scan.stores)
         block.publish(number - 1)
 
+    if is_made:
+      block.tell(number)
     return carry
 
   def end(block):
@@ -379,7 +399,7 @@ def _take_row(scan: Scan, helpers, refs, number, made, sizes, scratch, groups):
   @pl.when(group == groups)
   def _():
     plgpu.set_max_registers(of_results, action='increase')
-    _results(block, scan, helpers is not None and not helpers.ahead)
+    _results(block, scan, helpers)
 
   @pl.when(group == groups + 1)
   def _():
@@ -413,19 +433,24 @@ def _body(scan: Scan, helpers, count, names, sizes, scratch, groups, made):
       at = number - first_row
       _take_row(scan, helpers, refs, at, semaphores, sizes, scratch, groups)
 
-    def help_(*own):
-      at = number - first_helper
-      helpers_lib.take_tasks(
-        helpers, refs, at, semaphores, sizes, count, own, scan.reverse
-      )
+    def help_(scratch):
+      helpers_lib.Block(
+        helpers=helpers,
+        refs=refs,
+        scratch=scratch,
+        made=semaphores,
+        number=number - first_helper,
+        count=count,
+        sizes=sizes,
+        reverse=scan.reverse,
+      ).take_tasks()
 
     def with_row():
       pl.run_scoped(take_row, *scratch, collective_axes='warpgroup')
 
     def without_row():
-      own = helpers.scratch(helpers.workers)
-      slots = plgpu.SMEM((helpers.workers, 2), jnp.int32)
-      pl.run_scoped(help_, own, slots, collective_axes='warpgroup')
+      own = helpers_lib.scratch(helpers)
+      pl.run_scoped(help_, own, collective_axes='warpgroup')
 
     if not helpers:
       with_row()
@@ -469,7 +494,7 @@ def run(
       count = helpers_lib.turns(helpers, sizes, helpers.turns)
     count = min(count, helpers_lib.turns(helpers, sizes, 1))
     if not config.interpret:  # It takes block after block.
-      made = plgpu.SemaphoreType.REGULAR((sizes.rows * sizes.chunks,))
+      made = helpers_lib.semaphores(sizes)
   inputs['first'] = scan.first
   scratch = _scratch(scan, copied, sizes, stages, groups)
   found = plgpu.kernel(
