@@ -3,6 +3,7 @@ import dataclasses
 import functools
 import json
 import re
+import types
 
 import jax
 from jax.experimental.pallas import mosaic_gpu as plgpu
@@ -15,7 +16,9 @@ from pallas_kernels import normalization
 from pallas_kernels.delta_rule import arg_specs
 from pallas_kernels.delta_rule import mosaic_gpu
 from pallas_kernels.delta_rule import mosaic_gpu_config
+from pallas_kernels.delta_rule import mosaic_gpu_helpers
 from pallas_kernels.delta_rule import mosaic_gpu_layout as layout
+from pallas_kernels.delta_rule import mosaic_gpu_scan
 from tests import mosaic_gpu_interpreter
 from tests import testing
 
@@ -407,9 +410,9 @@ def test_shares_a_row(gated, normalize_qk, key_dim, processors, save_states):
   assert _error(state + transition @ entering, whole[0]) < 0.005
 
 
-def _has_race(arguments, **options) -> bool:
+def _has_race(arguments, processors=1, **options) -> bool:
   try:
-    config = _interpreted(detect_races=True)
+    config = _interpreted(detect_races=True, processors=processors)
     run = jax.grad(functools.partial(_loss, config=config, **options))
     jax.block_until_ready(jax.jit(run)(arguments))
     return mosaic_gpu_interpreter.races_found()
@@ -428,6 +431,26 @@ def test_finds_no_race_in_what_shares_a_row():
   state = arguments['initial_state']
   exchange = _Others(state, state, lambda **_: None)
   assert not _has_race(arguments, exchange=exchange)
+
+
+def _have_helpers_race(monkeypatch, **changed) -> bool:
+  """Returns whether helpers do alone: the interpreter has no semaphores."""
+  monkeypatch.setattr(mosaic_gpu_scan, '_take_row', lambda *args: None)
+  arguments = _arguments(T=330)  # Three turns of both workers of a block.
+  return _has_race({**arguments, **changed}, processors=2, normalize_qk=True)
+
+
+@pytest.mark.parametrize('gated', [False, True])
+def test_finds_no_race_in_helpers(monkeypatch, gated):
+  decays = {'g': jnp.full((1, 330, 1), -0.1)} if gated else {}
+  assert not _have_helpers_race(monkeypatch, **decays)
+
+
+def test_finds_helpers_that_do_not_wait(monkeypatch):
+  careless = vars(plgpu) | {'barrier_wait': lambda barrier: None}
+  careless = types.SimpleNamespace(**careless)
+  monkeypatch.setattr(mosaic_gpu_helpers, 'plgpu', careless)
+  assert _have_helpers_race(monkeypatch)
 
 
 @pytest.mark.parametrize('name', ['commit_smem', 'wait_smem_to_gmem'])
