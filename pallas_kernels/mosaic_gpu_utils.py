@@ -54,6 +54,13 @@ def _issue(accumulators, products) -> None:
       plgpu.wgmma(accumulator, a, b)
 
 
+def _accumulators(products) -> list:
+  """Returns scratch for sums of products."""
+  first = [pairs[0] for pairs in products]
+  shapes = [(a.shape[0], b.shape[1]) for a, b in first]
+  return [plgpu.ACC(shape, jnp.float32) for shape in shapes]
+
+
 def matmuls(
   *products, meanwhile: Callable[[], jax.Array] | None = None
 ) -> tuple[jax.Array, ...]:
@@ -73,9 +80,7 @@ def matmuls(
       tuple(cast(accumulator[...]) for accumulator in accumulators) + others
     )
 
-  first = [pairs[0] for pairs in products]
-  shapes = [(a.shape[0], b.shape[1]) for a, b in first]
-  return pl.run_scoped(run, *(plgpu.ACC(s, jnp.float32) for s in shapes))
+  return pl.run_scoped(run, *_accumulators(products))
 
 
 def matmuls_in_turn(*products, use) -> list:
@@ -95,25 +100,23 @@ def matmuls_in_turn(*products, use) -> list:
       found.append(use[number](cast(value)))
     return found
 
-  first = [pairs[0] for pairs in products]
-  shapes = [(a.shape[0], b.shape[1]) for a, b in first]
-  return pl.run_scoped(run, *(plgpu.ACC(s, jnp.float32) for s in shapes))
+  return pl.run_scoped(run, *_accumulators(products))
 
 
 def accumulate_behind(
   pairs,
   *,
   behind: Callable[[], tuple],
-  use: Callable[[jax.Array], tuple],
+  use: Callable[..., list],
   shape,
 ) -> tuple[jax.Array, ...]:
   """Returns a sum that follows a product, and products of what that is.
 
   Args:
     pairs: the product, as in `matmuls`.
-    behind: () -> (start, list of products): the sum, as in `accumulate`. It is
-      computed while the product is used.
-    use: what the product is -> two lists of products.
+    behind: () -> (start, list of products, others): the sum, as in
+      `accumulate`. It is computed while the product is used.
+    use: (what the product is, others) -> two lists of products.
     shape: of the latter.
 
   Returns:
@@ -122,19 +125,18 @@ def accumulate_behind(
 
   def run(first):
     _issue([first], [pairs])
-    start, others = behind()
+    start, following, others = behind()
 
     def follow(accumulators):
       own, *found = accumulators
-      _issue([own], [others])
-      product = plgpu.wgmma_accumulator_load(first, wait_n=len(others))
-      _issue(found, use(cast(product)))
+      _issue([own], [following])
+      product = plgpu.wgmma_accumulator_load(first, wait_n=len(following))
+      _issue(found, use(cast(product), others))
 
     zeros = plgpu.ACC.init(cast(jnp.zeros(shape, jnp.float32)))
     return pl.run_state(follow)((plgpu.ACC.init(start), zeros, zeros))
 
-  a, b = pairs[0]
-  return pl.run_scoped(run, plgpu.ACC((a.shape[0], b.shape[1]), jnp.float32))
+  return pl.run_scoped(run, *_accumulators([pairs]))
 
 
 def matmul(pairs) -> jax.Array:

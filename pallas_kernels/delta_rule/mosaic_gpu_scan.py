@@ -357,10 +357,7 @@ def _scratch(scan: Scan, copied, sizes, stages, groups):
   work = {**left, **scan.work}
   return (
     {name: chunks[name] for name in copied},
-    {
-      name: utils.shared(counts[name], *shape, tile=min(_W, shape[-1]))
-      for name, shape in work.items()
-    },
+    {name: utils.shared(counts[name], *work[name]) for name in work},
     barriers,
   )
 
