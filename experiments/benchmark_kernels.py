@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from absl import app
 from absl import flags
 
-from experiments import benchmark_cases
+from experiments import benchmark_suites
 from experiments import benchmark_tables
 from experiments import benchmarking
 from experiments import kernel_tuning
@@ -18,13 +18,13 @@ from experiments import result_rows
 
 def define_flags() -> None:
   """Defines the flags of this program."""
-  flags.DEFINE_enum('suite', 'cpu', benchmark_cases.SUITES, 'Cases to time.')
+  flags.DEFINE_enum('suite', 'cpu', benchmark_suites.SUITES, 'Cases to time.')
   flags.DEFINE_list('only', [], 'Names of its sizes; empty: all.')
   flags.DEFINE_bool('tune', False, 'Measure block sizes; write their table.')
   flags.DEFINE_string('output', None, 'JSONL; with --only other rows stay.')
   flags.DEFINE_integer('repeats', 15, 'Most timed calls of each.', 1)
   for name in ('tokens', 'model_width'):
-    default = getattr(benchmark_cases, f'PAPER_{name.upper()}')
+    default = getattr(benchmark_suites, f'PAPER_{name.upper()}')
     flags.DEFINE_integer(name, default, 'Of the suite `paper`.', 1)
 
 
@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> None:
       print(kernel_tuning.format_row(row), flush=True)
     return
   settings = {n: getattr(args, n) for n in ('tokens', 'model_width', 'only')}
-  suite = benchmark_cases.suite(args.suite, **settings)
+  suite = benchmark_suites.suite(args.suite, **settings)
   if args.only:
     result_rows.require_device(args.output)
   print(benchmark_tables.header())

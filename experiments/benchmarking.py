@@ -14,6 +14,7 @@ import jax
 from experiments import benchmark_cases
 from experiments import benchmark_flops
 from experiments import benchmark_programs
+from experiments import benchmark_suites
 from experiments import benchmark_timing
 from experiments import fla_peer
 from experiments import kernel_checks
@@ -66,7 +67,7 @@ class Effort:
 
   Attributes:
     repeats: the most timed calls of each.
-    queue_seconds, row_seconds, slow_seconds: as of `benchmark_cases.Suite`.
+    queue_seconds, row_seconds, slow_seconds: as of `benchmark_suites.Suite`.
   """
 
   repeats: int
@@ -206,10 +207,11 @@ def _compared(suite, results) -> tuple[str, str]:
   return BASELINE, fastest
 
 
-def check_rows(suite: benchmark_cases.Suite) -> Iterator[Row]:
+def check_rows(suite: benchmark_suites.Suite) -> Iterator[Row]:
   """Yields a row per check of a suite's first implementation.
 
-  Several are worked on at a time: most of the time goes into compilation.
+  Several are worked on at a time, as most of the time goes into compilation;
+  but programs of several devices must start in the same order on all of them.
 
   Raises:
     kernel_checks.WrongResultError: after the row of a result that is wrong.
@@ -221,11 +223,13 @@ def check_rows(suite: benchmark_cases.Suite) -> Iterator[Row]:
       cosine=cosine,
       with_segments=case.gate != 'none',  # Without, kernels know no decay.
       may_refuse=case.K > 128,
+      parts=suite.checked_parts,
     )
     for case in suite.checked
     for cosine in (0.0, 0.9)
   ]
-  pool = futures.ThreadPoolExecutor(_CHECKS_AT_A_TIME)
+  at_a_time = _CHECKS_AT_A_TIME if suite.checked_parts == 1 else 1
+  pool = futures.ThreadPoolExecutor(at_a_time)
   try:
     for row in pool.map(kernel_checks.row, checks):
       yield {'suite': suite.name} | row | result_rows.origin()
@@ -304,7 +308,7 @@ def _rows_of_turns(suite, effort: Effort) -> Iterator[Row]:
     yield _row(suite, case, pass_name, {name: found})
 
 
-def rows(suite: benchmark_cases.Suite, *, repeats: int) -> Iterator[Row]:
+def rows(suite: benchmark_suites.Suite, *, repeats: int) -> Iterator[Row]:
   """Yields the checks, then a row per case and pass; ratios can be None."""
   begin = time.perf_counter()
   effort = Effort(

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from absl import app
 from absl import flags
 
-from experiments import benchmark_cases
+from experiments import benchmark_suites
 from experiments import peers
 from experiments import result_rows
 
@@ -31,7 +31,7 @@ def main(argv: Sequence[str]) -> None:
     raise app.UsageError(f'no arguments are taken, got {argv[1:]}')
   args = flags.FLAGS
   rows = []
-  for case in benchmark_cases.suite('cpu').cases:
+  for case in benchmark_suites.suite('cpu').cases:
     if (case.op, case.gate) == ('delta_rule', 'head'):
       for row in peers.rows(case, repeats=args.repeats):
         print(peers.format_row(row), flush=True)

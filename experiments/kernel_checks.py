@@ -8,6 +8,7 @@ bit.
 """
 
 from collections.abc import Mapping
+import contextlib
 import dataclasses
 import functools
 from typing import Any
@@ -50,6 +51,7 @@ class Check:
     cosine: of any two keys of a head, about; 0 for random ones.
     with_segments: two documents and padding in every row.
     may_refuse: NotImplementedError is an answer too.
+    parts: devices that share the time axis, a stretch of every row each.
   """
 
   case: benchmark_cases.Case
@@ -57,6 +59,7 @@ class Check:
   cosine: float = 0.0
   with_segments: bool = False
   may_refuse: bool = False
+  parts: int = 1
 
 
 def _inputs(check: Check) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
@@ -107,21 +110,39 @@ def _evaluate(arguments, segment_ids, cotangents, **options):
   return {'o': o, 'final_state': state} | results
 
 
-def _results(arguments, segments, dtype: str, **options):
+def _mesh(parts: int):
+  """Returns a context in which the op runs over stretches of rows."""
+  if parts == 1:
+    return contextlib.nullcontext()
+  devices = jax.devices()
+  if len(devices) < parts:
+    raise ValueError(
+      f'a check with {parts} parts needs as many devices, got {len(devices)}'
+    )
+  mesh = jax.make_mesh(
+    (parts,),
+    ('sequence',),
+    axis_types=(jax.sharding.AxisType.Auto,),
+    devices=devices[:parts],
+  )
+  return jax.set_mesh(mesh)
+
+
+def _results(arguments, segments, dtype: str, *, parts: int = 1, **options):
   """Returns values and gradients by name; cotangents are random."""
   rng = np.random.default_rng(2)
   shapes = {'v': arguments['v'].shape}
   shapes['initial_state'] = arguments['initial_state'].shape
   cotangents = {name: rng.standard_normal(s) for name, s in shapes.items()}
   cotangents = _cast(_cast(cotangents, 'bfloat16'), dtype)
-  return jax.device_get(
-    _evaluate(
+  with _mesh(parts):
+    results = _evaluate(
       _cast(arguments, dtype),
       segments,
       tuple(cotangents.values()),
       **options,
     )
-  )
+  return jax.device_get(results)
 
 
 def _errors(found, expected) -> dict[str, float]:
@@ -152,13 +173,15 @@ def row(check: Check) -> Row:
     'implementation': check.implementation,
     'cosine': check.cosine,
     'with_segments': check.with_segments,
+    'parts': check.parts,
   }
   results = functools.partial(
     _results, arguments, segments, normalize_qk=check.case.normalize_qk
   )
   try:
     first, second = (
-      results(dtype, implementation=check.implementation) for _ in range(2)
+      results(dtype, implementation=check.implementation, parts=check.parts)
+      for _ in range(2)
     )
   except NotImplementedError as error:
     broken = [] if check.may_refuse else [f'it must cover this: {error}']
@@ -188,10 +211,11 @@ def row(check: Check) -> Row:
 
 def format_row(found: Row) -> str:
   """Returns a row as a line."""
-  shape = found['shape']
+  shape, parts = found['shape'], found['parts']
   start = (
     f'{found["implementation"]} {shape["name"]} {found["variant"]}, cosine '
-    f'{found["cosine"]}{", segments" if found["with_segments"] else ""}: '
+    f'{found["cosine"]}{", segments" if found["with_segments"] else ""}'
+    f'{f", {parts} parts" if parts > 1 else ""}: '
   )
   if found.get('refused'):
     return start + ('; '.join(found['broken']) or found['refused'])

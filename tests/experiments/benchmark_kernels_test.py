@@ -6,6 +6,7 @@ import pytest
 
 from experiments import benchmark_cases
 from experiments import benchmark_kernels
+from experiments import benchmark_suites
 from experiments import benchmark_tables
 from experiments import benchmark_timing
 from experiments import result_rows
@@ -18,7 +19,7 @@ def _tiny_suite(name, *, tokens, model_width, only):
     for T in (16, 128)
     if not only or str(T) in only
   )
-  return benchmark_cases.Suite(
+  return benchmark_suites.Suite(
     name=name,
     cases=cases,
     implementations=('xla',),
@@ -39,7 +40,7 @@ def given(tmp_path, monkeypatch):
     only=[],
   )
   monkeypatch.setattr(flags, 'FLAGS', values)
-  monkeypatch.setattr(benchmark_cases, 'suite', _tiny_suite)
+  monkeypatch.setattr(benchmark_suites, 'suite', _tiny_suite)
   monkeypatch.setattr(benchmark_timing, 'PEAK_SIZE', 64)
   return values
 

@@ -1,3 +1,4 @@
+from concurrent import futures
 import dataclasses
 import json
 
@@ -6,6 +7,7 @@ import pytest
 
 from experiments import benchmark_cases
 from experiments import benchmark_flops
+from experiments import benchmark_suites
 from experiments import benchmark_tables
 from experiments import benchmark_timing
 from experiments import benchmarking
@@ -16,7 +18,7 @@ from experiments import published_times
 SIZES = {'name': 'small', 'B': 1, 'T': 64, 'H': 1, 'K': 8, 'V': 8}
 CASE = benchmark_cases.Case(op='delta_rule', **SIZES)
 EFFORT = benchmarking.Effort(repeats=1)
-SUITE = benchmark_cases.Suite(
+SUITE = benchmark_suites.Suite(
   name='cpu', cases=(CASE,), passes=('forward', 'forward_backward')
 )
 
@@ -90,7 +92,7 @@ def test_an_allocation_that_fails_is_a_reason(monkeypatch):
 
 def test_a_case_without_rows_prints_its_reason_and_has_no_ratio():
   case = benchmark_cases.Case(op='delta_rule', **SIZES | {'B': 0})
-  suite = benchmark_cases.Suite(
+  suite = benchmark_suites.Suite(
     name='paper', cases=(case,), settings={'tokens': 32}
   )
   (row,) = benchmarking.rows(suite, repeats=1)
@@ -100,7 +102,7 @@ def test_a_case_without_rows_prints_its_reason_and_has_no_ratio():
   assert all(line.endswith(reason) for line in benchmark_tables.format_row(row))
 
 
-CHECKED = benchmark_cases.Suite(
+CHECKED = benchmark_suites.Suite(
   name='gpu',
   cases=(CASE,),
   implementations=('xla', 'recurrent'),
@@ -136,8 +138,26 @@ def test_a_checked_suite_is_checked_then_timed_beside_a_peer(monkeypatch):
   assert row['fla_ratio'] is None  # There are no kernels here to compare.
 
 
+@pytest.mark.parametrize(('parts', 'at_a_time'), [(1, 4), (2, 1)])
+def test_only_checks_on_one_device_are_made_together(
+  monkeypatch, parts, at_a_time
+):
+  workers = []
+
+  class Pool(futures.ThreadPoolExecutor):
+    def __init__(self, most):
+      workers.append(most)
+      super().__init__(most)
+
+  monkeypatch.setattr(futures, 'ThreadPoolExecutor', Pool)
+  suite = dataclasses.replace(CHECKED, cases=(), checked_parts=parts)
+  rows = list(benchmarking.rows(suite, repeats=1))
+  assert [row['parts'] for row in rows] == [parts, parts]
+  assert workers == [at_a_time]
+
+
 def test_ratios_are_of_the_kernels_where_they_ran():
-  suite = benchmark_cases.suite('paper')
+  suite = benchmark_suites.suite('paper')
   times = {'recurrent': {'median_ms': 6.0}, 'xla': {'median_ms': 3.0}}
   reason = {'mosaic_gpu': {'reason': 'K is 256'}}
   assert benchmarking._compared(suite, times | reason) == ('recurrent', 'xla')
@@ -189,7 +209,7 @@ def test_cases_of_one_implementation_take_turns(monkeypatch):
     benchmark_cases.Case(op='delta_rule', name='x', B=1, T=T, H=1, K=8, V=8)
     for T in (8, 16)
   )
-  suite = benchmark_cases.Suite(
+  suite = benchmark_suites.Suite(
     name='length', cases=cases, implementations=('xla',), cases_take_turns=True
   )
   monkeypatch.setattr(benchmark_timing, 'matmul_peak', lambda dtype: 1.0)

@@ -6,6 +6,7 @@ import pytest
 from experiments import benchmark_cases
 from experiments import kernel_checks
 import pallas_kernels
+from pallas_kernels import sequence_parallel
 
 SIZES = {'name': 'x', 'B': 1, 'T': 40, 'H': 2, 'K': 16, 'V': 16}
 
@@ -36,7 +37,12 @@ def wrong_op(monkeypatch):
 
 @pytest.mark.parametrize('gate', ['none', 'head'])
 @pytest.mark.parametrize(
-  'changes', [{}, {'cosine': 0.9, 'with_segments': True}]
+  'changes',
+  [
+    {},
+    {'cosine': 0.9, 'with_segments': True},
+    {'with_segments': True, 'parts': 2},
+  ],
 )
 def test_what_is_right_passes(gate, changes):
   row = kernel_checks.row(_check(gate, **changes))
@@ -45,7 +51,9 @@ def test_what_is_right_passes(gate, changes):
   assert ('dg' in row['errors']) == (gate == 'head')
   assert all(0 < e < 0.02 for e in row['errors'].values())
   kernel_checks.require_right(row)
-  assert 'right, the same in two runs' in kernel_checks.format_row(row)
+  line = kernel_checks.format_row(row)
+  assert 'right, the same in two runs' in line
+  assert (', 2 parts: ' in line) == ('parts' in changes)
 
 
 @pytest.mark.usefixtures('wrong_op')
@@ -54,6 +62,25 @@ def test_a_result_three_per_cent_off_stops_the_run():
   assert any(line.startswith('o must be within') for line in row['broken'])
   with pytest.raises(kernel_checks.WrongResultError, match='nothing was timed'):
     kernel_checks.require_right(row)
+
+
+def test_parts_are_held_to_the_whole_row(monkeypatch):
+  exchange = sequence_parallel._shift
+  monkeypatch.setattr(
+    sequence_parallel,
+    '_shift',
+    lambda *args: jax.tree.map(lambda x: 0 * x, exchange(*args)),
+  )
+  jax.clear_caches()
+  assert not kernel_checks.row(_check(gate='none'))['broken']
+  assert kernel_checks.row(_check(gate='none', parts=2))['broken']
+  jax.clear_caches()
+
+
+def test_more_parts_than_devices_are_refused():
+  parts = jax.device_count() + 1
+  with pytest.raises(ValueError, match=f'with {parts} parts needs as many'):
+    kernel_checks.row(_check(parts=parts))
 
 
 def test_a_bit_that_moves_between_runs_stops_the_run(monkeypatch):

@@ -2,7 +2,7 @@ from matplotlib import figure
 from matplotlib import image
 import pytest
 
-from experiments import benchmark_cases
+from experiments import benchmark_suites
 from experiments import kernel_figures
 
 
@@ -119,9 +119,9 @@ def test_the_paper_stands_in_grey_beside_what_was_run(tmp_path, drawn):
 
 
 def test_the_paper_was_timed_at_the_sizes_of_the_suite():
-  assert kernel_figures.PAPER_LENGTHS == benchmark_cases.PAPER_LENGTHS
+  assert kernel_figures.PAPER_LENGTHS == benchmark_suites.PAPER_LENGTHS
   assert tuple(kernel_figures.PAPER_SPEED_UPS) == (
-    benchmark_cases.PAPER_HEAD_DIMS
+    benchmark_suites.PAPER_HEAD_DIMS
   )
 
 

@@ -1,11 +1,11 @@
 import dataclasses
 
-from experiments import benchmark_cases
+from experiments import benchmark_suites
 from experiments import published_times
 
 
 def test_every_published_time_is_of_a_gated_case_of_the_suite():
-  cases = benchmark_cases.suite('gpu').cases
+  cases = benchmark_suites.suite('gpu').cases
   found = {
     (case.name, case.gate, name): published_times.milliseconds(case, name)
     for case in cases
@@ -19,7 +19,7 @@ def test_every_published_time_is_of_a_gated_case_of_the_suite():
 
 
 def test_other_sizes_have_no_published_time():
-  cases = benchmark_cases.suite('gpu').cases
+  cases = benchmark_suites.suite('gpu').cases
   case = next(
     c for c in cases if c.name == 'b1_t32768_h32_d128' and c.gate == 'head'
   )
