@@ -211,7 +211,7 @@ def row(check: Check) -> Row:
 
 def format_row(found: Row) -> str:
   """Returns a row as a line."""
-  shape, parts = found['shape'], found['parts']
+  shape, parts = found['shape'], found.get('parts', 1)
   start = (
     f'{found["implementation"]} {shape["name"]} {found["variant"]}, cosine '
     f'{found["cosine"]}{", segments" if found["with_segments"] else ""}'
