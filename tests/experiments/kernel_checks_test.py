@@ -1,6 +1,7 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from experiments import benchmark_cases
@@ -35,6 +36,20 @@ def wrong_op(monkeypatch):
   jax.clear_caches()
 
 
+@pytest.fixture
+def no_exchange(monkeypatch):
+  """Lets parts of a row know nothing of one another."""
+  right = sequence_parallel._shift
+
+  def wrong(*args):
+    return jax.tree.map(jnp.zeros_like, right(*args))
+
+  monkeypatch.setattr(sequence_parallel, '_shift', wrong)
+  jax.clear_caches()
+  yield
+  jax.clear_caches()
+
+
 @pytest.mark.parametrize('gate', ['none', 'head'])
 @pytest.mark.parametrize(
   'changes',
@@ -64,17 +79,10 @@ def test_a_result_three_per_cent_off_stops_the_run():
     kernel_checks.require_right(row)
 
 
-def test_parts_are_held_to_the_whole_row(monkeypatch):
-  exchange = sequence_parallel._shift
-  monkeypatch.setattr(
-    sequence_parallel,
-    '_shift',
-    lambda *args: jax.tree.map(lambda x: 0 * x, exchange(*args)),
-  )
-  jax.clear_caches()
+@pytest.mark.usefixtures('no_exchange')
+def test_parts_are_held_to_the_whole_row():
   assert not kernel_checks.row(_check(gate='none'))['broken']
   assert kernel_checks.row(_check(gate='none', parts=2))['broken']
-  jax.clear_caches()
 
 
 def test_more_parts_than_devices_are_refused():
