@@ -58,8 +58,8 @@ mostly finds in the cache. Ahead of the recurrence go T and all that outputs
 have but for one product with S (`mosaic_gpu_chunk_fwd`): 16.5 products, and
 20.5 are left for the recurrence; T and that, 704 bytes, are written and read.
 Outputs are then rounded once more, on the way; all else is the same bit by bit.
-Behind the reverse recurrence, without decays, follow the gradients within
-chunks, of the same products and the same bits.
+Behind the reverse recurrence follow the gradients within chunks, of the same
+products and the same bits.
 
 X, T and the matrices within a chunk are pairs of bfloat16
 (`mosaic_gpu_utils`), which is a third to a half of the products: for nearly
@@ -366,8 +366,7 @@ def _run_backward(static: _Static, residuals: _Residuals, do, dlast):
       k, v, inverse, rows, norms.get('key_norms'), first, sizes, config=config
     )
   helpers = None
-  # With decays, chunk_bwd has no registers left for that.
-  if config_lib.helper_blocks(sizes, config) and not sizes.gated:
+  if config_lib.helper_blocks(sizes, config):
     helpers = chunk_bwd.helpers(*states, sizes)
   found = backward.state_gradients(
     *arrays,

@@ -30,9 +30,10 @@ come one after the other, so that the second finds in the cache what both read.
 Blocks of 64 columns of V come through shared memory in turn. Two such thread
 blocks fit a processor: one computes while the other waits for its copies.
 
-Without decays it can also be what two warpgroups of a block do that are behind
-the recurrence in its launch, see `mosaic_gpu_helpers`; with them it needs more
-registers than there are.
+It can also be what two warpgroups of a block do that are behind the recurrence
+in its launch, see `mosaic_gpu_helpers`. The third one copies there, without
+decays to stages of their own for two blocks of V, so that the next task's first
+one comes early.
 
 Of dV the high part is enough here: what its low part adds is below the rounding
 of the results, unless the sums over X cancel altogether.
@@ -55,6 +56,9 @@ from pallas_kernels.delta_rule import mosaic_gpu_layout as layout
 _C = layout.CHUNK
 _W = utils.TILE
 _OF_STATES = ('states', 'minus')
+_OF_VALUES = ('do', 'dv', *_OF_STATES, 'x')
+# Blocks of V that helpers have in shared memory at a time; one with decays.
+_STAGES = 2
 # Lines of the results per token; the last two are there with norms alone, which
 # are in their places until the results are.
 BETA_SQUARED, LATER, EARLIER = range(3)
@@ -110,8 +114,14 @@ def _along(x, ref):
 
 
 def _line(s, number):
-  """Returns a line of the results, the last ones are -2 and -1."""
-  return s['lines'].at[number % s['lines'].shape[0]]
+  """Returns a line of the results but the first; the last are -2 and -1."""
+  lines = s['lines']
+  return lines.at[number % (lines.shape[0] + 1) - 1]
+
+
+def _diagonal(s, sizes):
+  """Returns the first line, in the place of one that is found later."""
+  return _line(s, OF_KEY if sizes.normalized else LATER)
 
 
 def _divided(x, line, s, sizes):
@@ -143,19 +153,29 @@ def _through_states(sums: _Sums, s, sizes):
   return s['reads'], corrections * entry
 
 
+def _stage(s, n):
+  """Returns scratch with the buffers of a block of V, or the last there are."""
+  while f'x_{n}' not in s:
+    n -= 1
+  return s | {name: s[f'{name}_{n}'] for name in _OF_VALUES}
+
+
 def _pairs(s):
-  """Returns scratch for B and G, but for a part in the place of X and dV."""
-  return layout.pair(s['x']), (s['dv'], s['low'])
+  """Returns scratch for B and G, in the place of X, and of dO and dV."""
+  s = _stage(s, _STAGES)
+  return layout.pair(s['x']), (s['dv'], s['do'])
 
 
 def _own(x, row, column):
   return utils.cast(jnp.where(row == column, x, 0.0)).sum(axis=1)
 
 
-def _store_within(sums: _Sums, s, sizes):
+def _store_within(sums: _Sums, s, index, sizes):
   """Stores the pairs -B and G and the diagonal of dV X^T; returns -b."""
   row, column = utils.indices(_C, _C)
   if sizes.gated:
+    # They differ from task to task, or they would stay in registers for all.
+    row, column = row + index, column + index
     by_row = utils.load_rows(s['rows'].at[layout.SUM])
     by_column = utils.load_columns(s['sums'])
     decays = layout.decays(by_row, by_column, row > column)
@@ -167,7 +187,7 @@ def _store_within(sums: _Sums, s, sizes):
 
   b, g = _pairs(s)
   values = _divided(sums.of_values, OF_KEY, s, sizes)
-  _line(s, BETA_SQUARED)[...] = _own(values, row, column)
+  _diagonal(s, sizes)[...] = _own(values, row, column)
   utils.store_split(strict(values), g)
   scores = utils.negative(sums.of_queries) * sizes.scale
   scores = _divided(scores, OF_QUERY, s, sizes)
@@ -184,6 +204,8 @@ def _add_within(dq, dk, s, sizes):
   of_key = utils.half_products(utils.transposed_pair(b), q)
   of_key += utils.half_products(utils.transposed_pair(g), k)
   corrected = utils.half_products(g, k)
+  # The first line of the results is where others are to be.
+  plgpu.wait_smem_to_gmem(0, wait_read_only=True)
   if not sizes.gated:
     return utils.accumulate((dq, of_query), (dk, corrected + of_key))
   dq, dk = utils.accumulate((utils.load_tile(dq), of_query), (dk, corrected))
@@ -227,47 +249,49 @@ def _place(index, block, sizes):
   )
 
 
-def _copy_in(refs, s, here, sizes, n):
-  """Starts the copies of a block of V; with the first, those of the chunk."""
-  if n == 0:
-    for name in ('q', 'k'):
-      part = refs[name].at[here.batch, here.tokens, here.read]
-      plgpu.copy_gmem_to_smem(part, s[name], s['ready'])
-    if sizes.gated:
-      plgpu.copy_gmem_to_smem(
-        refs['rows'].at[here.index], s['rows'], s['ready']
-      )
-      part = refs['rows'].at[here.index, layout.SUM]
-      plgpu.copy_gmem_to_smem(part, s['sums'], s['ready'])
-    if sizes.normalized:
-      for name, line in (('query_norms', OF_QUERY), ('key_norms', OF_KEY)):
-        part = refs[name].at[here.index]
-        plgpu.copy_gmem_to_smem(part, _line(s, line), s['ready'])
+def _copy_keys(refs, s, here, sizes):
+  """Starts to copy what a task needs but blocks of V."""
+  for name in ('q', 'k'):
+    part = refs[name].at[here.batch, here.tokens, here.read]
+    plgpu.copy_gmem_to_smem(part, s[name], s['ready'])
+  if sizes.gated:
+    plgpu.copy_gmem_to_smem(refs['rows'].at[here.index], s['rows'], s['ready'])
+    part = refs['rows'].at[here.index, layout.SUM]
+    plgpu.copy_gmem_to_smem(part, s['sums'], s['ready'])
+  if sizes.normalized:
+    for name, line in (('query_norms', OF_QUERY), ('key_norms', OF_KEY)):
+      part = refs[name].at[here.index]
+      plgpu.copy_gmem_to_smem(part, _line(s, line), s['ready'])
+
+
+def _copy_values(refs, s, here, sizes, n):
+  """Starts to copy a block of V."""
+  full, s = s[f'full_{n}'], _stage(s, n)
   values = pl.ds(here.value * sizes.V + n * _W, _W)
   for name in ('do', 'dv'):
     part = refs[name].at[here.batch, here.tokens, values]
-    plgpu.copy_gmem_to_smem(part, s[name], s['full'])
+    plgpu.copy_gmem_to_smem(part, s[name], full)
   columns = layout.block(n)
   for name in _OF_STATES:
     part = refs[name].at[here.index, columns, layout.block(here.block)]
-    plgpu.copy_gmem_to_smem(part, s[name], s['full'])
-  plgpu.copy_gmem_to_smem(refs['x'].at[here.index, n], s['x'], s['full'])
+    plgpu.copy_gmem_to_smem(part, s[name], full)
+  plgpu.copy_gmem_to_smem(refs['x'].at[here.index, n], s['x'], full)
 
 
-def _over_values(refs, find, sizes):
+def _over_values(find, copy, free, sizes):
   """Returns the sums over all blocks of V.
 
   `whole` is made of all of them but the last, which waits for registers.
   """
   sums = None
   for n in range(sizes.value_blocks):
-    s, *at = find()
-    _copy_in(refs, s, _place(*at, sizes), sizes, n)
+    copy(n)
     s, *_ = find()
-    plgpu.barrier_wait(s['full'])
+    plgpu.barrier_wait(s[f'full_{n}'])
+    s = _stage(s, n)
     if sizes.gated and n < sizes.value_blocks - 1:
       _add_whole(s, n)
-      s, *_ = find()
+      s = _stage(find()[0], n)
     products = _products(s, sizes)
     if sums is None:
       sums = utils.matmuls(*products)
@@ -275,10 +299,11 @@ def _over_values(refs, find, sizes):
       sums = utils.accumulate(*zip(sums, products, strict=True))
     # What was read must be read before it is copied to or stored to again.
     plgpu.commit_smem()
+    free(n)
   return _Sums(*sums, *([] if _has_factors(sizes) else [None]))
 
 
-def _compute(refs, find, sizes):
+def _compute(refs, find, sizes, *, copy=lambda n: None, free=lambda n: None):
   """What a warpgroup does for a chunk and a block of K.
 
   Args:
@@ -286,14 +311,18 @@ def _compute(refs, find, sizes):
     find: returns (scratch by name, the chunk's index in R N, the block's). It
       may read them from shared memory, which frees their registers meanwhile.
     sizes: of the call.
+    copy: called before a block of V is waited for, with its number.
+    free: called after it has been read. The last stage holds B and G then.
   """
-  sums = _over_values(refs, find, sizes)
+  sums = _over_values(find, copy, free, sizes)
   s, *_ = find()
   plgpu.barrier_wait(s['ready'])
   dq, dk = _through_states(sums, s, sizes)
-  s, *_ = find()
-  own = utils.over_rows(_store_within(sums, s, sizes), _W)
-  s, *_ = find()
+  s, *at = find()
+  own = utils.over_rows(_store_within(sums, s, at[0], sizes), _W)
+  s, *at = find()
+  part = refs['lines'].at[*at, BETA_SQUARED]
+  plgpu.copy_smem_to_gmem(_diagonal(s, sizes), part)
   dq, dk = _add_within(dq, dk, s, sizes)
   s, *at = find()
   q, k = s['q'], s['k']
@@ -304,17 +333,19 @@ def _compute(refs, find, sizes):
   for ref, value in ((q, dq), (k, dk)):
     ref[...] = utils.negative(value).astype(jnp.bfloat16)
   if sizes.gated:
-    _add_whole(s, sizes.value_blocks - 1)
+    _add_whole(_stage(s, _STAGES), sizes.value_blocks - 1)
   plgpu.commit_smem()
   here = _place(*at, sizes)
   for name, ref in (('dq', q), ('dk', k)):
     part = refs[name].at[here.batch, here.tokens, here.write]
     plgpu.copy_smem_to_gmem(ref, part)
-  plgpu.copy_smem_to_gmem(s['lines'], refs['lines'].at[here.index, here.block])
+  if _has_factors(sizes):
+    others = pl.ds(1, _lines(sizes) - 1)
+    part = refs['lines'].at[here.index, here.block, others]
+    plgpu.copy_smem_to_gmem(s['lines'], part)
   if sizes.gated:
     part = refs['whole'].at[here.index, layout.block(here.block)]
     plgpu.copy_smem_to_gmem(s['whole'], part)
-  plgpu.wait_smem_to_gmem(0)
 
 
 def _lines(sizes):
@@ -322,18 +353,22 @@ def _lines(sizes):
   return (3 if sizes.gated else 1) + (2 if sizes.normalized else 0)
 
 
-def _scratch(sizes, *tasks):
+def _scratch(sizes, stages, *tasks):
   """Returns the scratch by name, for a number of tasks at a time if given."""
   copies = 2 + 2 * sizes.gated + 2 * sizes.normalized
-  tiles = ('q', 'k', 'do', 'dv', 'low', *_OF_STATES)
-  scratch = {name: utils.shared(*tasks, _C, _W) for name in tiles}
   barrier = functools.partial(plgpu.Barrier, num_barriers=math.prod(tasks))
+  scratch = {name: utils.shared(*tasks, _C, _W) for name in ('q', 'k')}
+  shapes = dict.fromkeys(_OF_VALUES, (_C, _W)) | {'x': (2 * _W, _C)}
   scratch |= {
-    'x': utils.shared(*tasks, 2 * _W, _C),
-    'lines': plgpu.SMEM((*tasks, _lines(sizes), _C), jnp.float32),
-    'ready': barrier(num_arrivals=copies),
-    'full': barrier(num_arrivals=5),
+    f'{name}_{n}': utils.shared(*tasks, *shape)
+    for name, shape in shapes.items()
+    for n in range(stages)
   }
+  scratch['ready'] = barrier(num_arrivals=copies)
+  for n in range(sizes.value_blocks):
+    scratch[f'full_{n}'] = barrier(num_arrivals=len(_OF_VALUES))
+  lines = (*tasks, max(_lines(sizes) - 1, 1), _C)
+  scratch['lines'] = plgpu.SMEM(lines, jnp.float32)
   if sizes.gated:
     wide = utils.shared(*tasks, _C, _W, tile=_W // 2, dtype=jnp.float32)
     scratch |= {
@@ -361,6 +396,63 @@ def _results(sizes):
   return results
 
 
+def _stages(sizes):
+  """Returns how many blocks of V a helper has in shared memory at a time."""
+  return 1 if sizes.gated else _STAGES
+
+
+def _work(refs, find, sizes):
+  """What a helper does for a task."""
+  last = sizes.value_blocks - 1
+  # B and G are in the last stage.
+  kept = last if last >= _stages(sizes) - 1 else None
+
+  def arrive(name):
+    plgpu.barrier_arrive(find()[0][name])
+
+  def free(n):
+    if n != kept:
+      arrive(f'free_{n}')
+    if n == 0:
+      # The results of the task before are where q and k are to be.
+      plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+      arrive('free')
+
+  if sizes.gated:
+    # `whole` comes first, and the one of the task before may not be stored yet.
+    plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+  _compute(refs, find, sizes, free=free)
+  if kept is not None:
+    arrive(f'free_{kept}')
+
+
+def _fetch(refs, s, index, block, turn, sizes):
+  """Copies what a helper needs for a task."""
+  here, count = _place(index, block, sizes), sizes.value_blocks
+  for n in range(count):
+    before = n - _stages(sizes)  # What was in this stage, of this task if any.
+    barrier = s[f'free_{before % count}']
+    is_used = turn > 0 if before < 0 else True
+    pl.when(is_used)(functools.partial(plgpu.barrier_wait, barrier))
+    _copy_values(refs, s, here, sizes, n)
+  plgpu.barrier_wait(s['free'])
+  _copy_keys(refs, s, here, sizes)
+
+
+def _drain(s, sizes):
+  """Waits until all that was copied has been read."""
+  count = sizes.value_blocks
+  for n in range(max(0, count - _stages(sizes)), count):
+    plgpu.barrier_wait(s[f'free_{n}'])
+
+
+def _helpers_scratch(sizes, tasks):
+  stages = range(sizes.value_blocks)
+  names = ('free', *(f'free_{n}' for n in stages))
+  barriers = dict.fromkeys(names, plgpu.Barrier(num_barriers=tasks))
+  return _scratch(sizes, _stages(sizes), tasks) | barriers
+
+
 def helpers(states, x, sizes: layout.Sizes) -> helpers_lib.Helpers:
   """Returns the kernel as `Helpers` of `mosaic_gpu_recurrence_bwd`.
 
@@ -370,10 +462,12 @@ def helpers(states, x, sizes: layout.Sizes) -> helpers_lib.Helpers:
     sizes: of the call.
   """
   return helpers_lib.Helpers(
-    work=functools.partial(_compute, sizes=sizes),
+    work=functools.partial(_work, sizes=sizes),
     inputs={'states': states, 'x': x},
     results=_results(sizes),
-    scratch=functools.partial(_scratch, sizes),
+    scratch=functools.partial(_helpers_scratch, sizes),
+    fetch=functools.partial(_fetch, sizes=sizes),
+    drain=functools.partial(_drain, sizes=sizes),
     parts=sizes.key_blocks,
     turns=4,
   )
@@ -414,12 +508,20 @@ def gradients(
     index = lax.div(number, jnp.int32(sizes.key_blocks))
     block = lax.rem(number, jnp.int32(sizes.key_blocks))
     refs = dict(zip(names, arrays, strict=True))
-    _compute(refs, lambda: (s, index, block), sizes)
+    here = _place(index, block, sizes)
+
+    def copy(n):
+      if n == 0:
+        _copy_keys(refs, s, here, sizes)
+      _copy_values(refs, s, here, sizes, n)
+
+    _compute(refs, lambda: (s, index, block), sizes, copy=copy)
+    plgpu.wait_smem_to_gmem(0)
 
   found = plgpu.kernel(
     kernel,
     out_type=list(results.values()),
-    scratch_types=[_scratch(sizes)],
+    scratch_types=[_scratch(sizes, 1)],
     grid=(sizes.rows * sizes.chunks * sizes.key_blocks,),
     grid_names=('block',),
     compiler_params=plgpu.CompilerParams(approx_math=True),

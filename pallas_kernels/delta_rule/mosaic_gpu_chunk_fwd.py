@@ -152,9 +152,6 @@ def _invert(refs, find, sizes, interpreted):
     return [(s['q'], utils.transposed(s['k']))]
 
   grams = inverse_kernel.gram_products(s)
-  if sizes.gated:  # There are no registers for both.
-    invert(utils.matmul(grams))
-    return utils.matmul(scores())
   _, found = utils.matmuls_in_turn(grams, scores(), use=[invert, lambda x: x])
   return found
 

@@ -5,11 +5,11 @@ launch. They take chunk after chunk, of all rows, as these come to them, ahead
 of the recurrence, and make what it copies, or behind it, and read what it
 stores; a semaphore in device memory for each chunk says that it is there.
 
-Two warpgroups of such a block work. Ahead of the recurrence the third one
-stores what they have found, and then says so; they are at their next chunks
-meanwhile. What is too far ahead would have left the cache before it is read:
-there the third one waits for the recurrence, but not for ever, as that may not
-run yet.
+Two warpgroups of such a block work. Behind the recurrence the third one waits
+for it, and copies what they need next. Ahead of it that one stores what they
+have found, and then says so; they are at their next chunks meanwhile. What is
+too far ahead would have left the cache before it is read: there the third one
+waits for the recurrence, but not for ever, as that may not run yet.
 """
 
 from collections.abc import Callable, Mapping
@@ -50,9 +50,9 @@ class Helpers(NamedTuple):
   Attributes:
     work: (refs by name, find) -> None: a task. find() -> (scratch by name, the
       chunk's index in R N, the part) reads them from shared memory: of what it
-      knows the compiler would keep all addresses in registers. Behind the scan
-      the scratch is free again when it returns. Ahead of it there is another
-      argument, copy() -> None, to be called once: `copy` and `copy_next`.
+      knows the compiler would keep all addresses in registers. Ahead of the
+      scan there is another argument, copy() -> None, to be called once: `copy`
+      and `copy_next`.
     inputs: arrays by name, beside those of the scan.
     results: shapes and dtypes by name; those that the scan copies it waits for.
     scratch: of one task, by name, for a number of them at a time.
@@ -62,6 +62,9 @@ class Helpers(NamedTuple):
       scan: starts to copy what the next task waits for, to `twice`.
     copy: the same for the present task, from when the one before it is stored.
     store: the same: starts to store what is found. None behind the scan.
+    fetch: (refs by name, scratch by name, index, part, turn) -> None, behind
+      the scan: waits until there is room, and starts to copy what a task needs.
+    drain: (scratch by name) -> None: waits until all of that is read.
     parts: tasks of a chunk.
     turns: tasks of a warpgroup behind the scan, where blocks follow each other;
       ahead of it each has its share.
@@ -75,6 +78,8 @@ class Helpers(NamedTuple):
   copy_next: Callable[..., None] | None = None
   copy: Callable[..., None] | None = None
   store: Callable[..., None] | None = None
+  fetch: Callable[..., None] | None = None
+  drain: Callable[..., None] | None = None
   parts: int = 1
   turns: int = 1
 
@@ -229,7 +234,11 @@ class Block(NamedTuple):
   def take_tasks(self):
     """Does the tasks of a block."""
     group = lax.axis_index('warpgroup')
-    lax.cond(group < _WORKERS, lambda: _work(self, group), lambda: _store(self))
+    lax.cond(
+      group < _WORKERS,
+      lambda: _work(self, lax.axis_index('warpgroup')),
+      lambda: _serve(self),
+    )
 
 
 def _twice(worker, turn):
@@ -248,7 +257,9 @@ def _work(block: Block, worker):
 def _begin(block: Block, worker, turn, task):
   """Returns the `find` of a task."""
   slots = block.scratch.slots
-  slots[worker, 1], slots[worker, 2] = _twice(worker, turn), task
+  if block.scratch.twice:
+    slots[worker, 1] = _twice(worker, turn)
+  slots[worker, 2] = task
   return functools.partial(block.find, worker)
 
 
@@ -257,13 +268,13 @@ def _work_behind(block: Block, worker):
   first, step, count = block.tasks(worker)
 
   def take(turn, carry):
-    task = first + turn * step
-    find = _begin(block, worker, turn, task)
-    block.wait_for(task)
-    block.helpers.work(block.refs, find)
+    block.helpers.work(
+      block.refs, _begin(block, worker, turn, first + turn * step)
+    )
     return carry
 
   lax.fori_loop(0, count, take, None)
+  plgpu.wait_smem_to_gmem(0)
 
 
 def _work_ahead(block: Block, worker):
@@ -302,39 +313,66 @@ def _work_ahead(block: Block, worker):
     plgpu.barrier_wait(block.use(worker, _twice(worker, count))['full'])
 
 
-def _store(block: Block):
-  """What the warpgroup that is left does."""
-  plgpu.set_max_registers(_REGISTERS[1], action='decrease')
-  if not block.helpers.ahead:
-    return
-  found, stored = block.scratch.found, block.scratch.stored
-
-  def store(worker, turn):
-    first, step, count = block.tasks(worker)
-
-    @pl.when(turn < count)
-    def _():
-      task = first + turn * step
-      index, use = block.index_of(task), block.use(worker, _twice(worker, turn))
-      plgpu.barrier_wait(found.at[worker])
-      block.helpers.store(block.refs, use, index)
-      plgpu.wait_smem_to_gmem(0)
-      signal(block.made, index)
-      block.hold_back(task)
-      plgpu.barrier_arrive(stored.at[worker])
+def _in_turn(block: Block, serve):
+  """Calls a function of a worker, its turn and its task, for all of these."""
 
   def take(turn, carry):
     def each(worker, carry):
-      store(worker, turn)
+      first, step, count = block.tasks(worker)
+      pl.when(turn < count)(lambda: serve(worker, turn, first + turn * step))
       return carry
 
     return lax.fori_loop(0, _WORKERS, each, carry)
 
-  def free(worker, carry):
-    _, _, count = block.tasks(worker)
-    pl.when(count > 0)(lambda: plgpu.barrier_arrive(stored.at[worker]))
-    return carry
-
-  lax.fori_loop(0, _WORKERS, free, None)
   _, _, most = block.tasks(jnp.int32(0))
   lax.fori_loop(0, most, take, None)
+
+
+def _of_workers(block: Block, function):
+  """Calls a function of a worker, for those that have a task."""
+
+  def each(worker, carry):
+    _, _, count = block.tasks(worker)
+    pl.when(count > 0)(lambda: function(worker))
+    return carry
+
+  lax.fori_loop(0, _WORKERS, each, None)
+
+
+def _serve(block: Block):
+  """What the warpgroup that is left does."""
+  plgpu.set_max_registers(_REGISTERS[1], action='decrease')
+  (_store if block.helpers.ahead else _fetch)(block)
+
+
+def _fetch(block: Block):
+  """Copies for workers behind the scan."""
+
+  def fetch(worker, turn, task):
+    block.wait_for(task)
+    row, number, part = block.place(task)
+    use = block.use(worker, None)
+    index = block.index(row, number)
+    block.helpers.fetch(block.refs, use, index, part, turn)
+
+  _in_turn(block, fetch)
+  _of_workers(
+    block, lambda worker: block.helpers.drain(block.use(worker, None))
+  )
+
+
+def _store(block: Block):
+  """Stores for workers ahead of the scan."""
+  found, stored = block.scratch.found, block.scratch.stored
+
+  def store(worker, turn, task):
+    index, use = block.index_of(task), block.use(worker, _twice(worker, turn))
+    plgpu.barrier_wait(found.at[worker])
+    block.helpers.store(block.refs, use, index)
+    plgpu.wait_smem_to_gmem(0)
+    signal(block.made, index)
+    block.hold_back(task)
+    plgpu.barrier_arrive(stored.at[worker])
+
+  _of_workers(block, lambda worker: plgpu.barrier_arrive(stored.at[worker]))
+  _in_turn(block, store)

@@ -510,7 +510,10 @@ def run(
     grid_names=('block',),
     num_threads=groups + 2,
     thread_name='warpgroup',
-    compiler_params=plgpu.CompilerParams(approx_math=True),
+    # Sums over columns are within quads of threads.
+    compiler_params=plgpu.CompilerParams(
+      approx_math=True, reduction_scratch_bytes=0
+    ),
     interpret=config.interpret,
     kernel_name=name,
   )(*inputs.values())

@@ -15,6 +15,7 @@ from pallas_kernels import delta_rule
 from pallas_kernels import normalization
 from pallas_kernels.delta_rule import arg_specs
 from pallas_kernels.delta_rule import mosaic_gpu
+from pallas_kernels.delta_rule import mosaic_gpu_chunk_bwd
 from pallas_kernels.delta_rule import mosaic_gpu_config
 from pallas_kernels.delta_rule import mosaic_gpu_helpers
 from pallas_kernels.delta_rule import mosaic_gpu_layout as layout
@@ -109,10 +110,7 @@ def test_lowers_for_cuda(width, length, gated, kept, idle):
   lowered = run.trace(arguments, config).lower(lowering_platforms=('cuda',))
   text = lowered.as_text()
   called = set(re.findall(r'delta_rule_(\w+?)_mosaic_gpu', text))
-  expected = set(KERNELS[kept, idle])
-  if gated and idle:
-    expected ^= {'recurrence_chunk_bwd', 'recurrence_bwd', 'chunk_bwd'}
-  assert called == expected
+  assert called == set(KERNELS[kept, idle])
 
 
 # A row counts once for all devices; every device has the same shared memory.
@@ -433,24 +431,37 @@ def test_finds_no_race_in_what_shares_a_row():
   assert not _has_race(arguments, exchange=exchange)
 
 
-def _have_helpers_race(monkeypatch, **changed) -> bool:
+def _have_helpers_race(monkeypatch, value_dim, gated=False) -> bool:
   """Returns whether helpers do alone: the interpreter has no semaphores."""
   monkeypatch.setattr(mosaic_gpu_scan, '_take_row', lambda *args: None)
-  arguments = _arguments(T=330)  # Three turns of both workers of a block.
-  return _has_race({**arguments, **changed}, processors=2, normalize_qk=True)
+  # Three turns of both workers of a block.
+  arguments = _arguments(T=330, V=value_dim)
+  if gated:
+    arguments['g'] = jnp.full((1, 330, 1), -0.1)
+  processors = 1 + 2 * value_dim // 64
+  return _has_race(arguments, processors=processors, normalize_qk=True)
 
 
+@pytest.mark.parametrize('value_dim', [64, 128])
 @pytest.mark.parametrize('gated', [False, True])
-def test_finds_no_race_in_helpers(monkeypatch, gated):
-  decays = {'g': jnp.full((1, 330, 1), -0.1)} if gated else {}
-  assert not _have_helpers_race(monkeypatch, **decays)
+def test_finds_no_race_in_helpers(monkeypatch, value_dim, gated):
+  assert not _have_helpers_race(monkeypatch, value_dim, gated)
 
 
-def test_finds_helpers_that_do_not_wait(monkeypatch):
-  careless = vars(plgpu) | {'barrier_wait': lambda barrier: None}
+@pytest.mark.parametrize(
+  ('module', 'name'),
+  [
+    (mosaic_gpu_helpers, 'barrier_wait'),
+    (mosaic_gpu_chunk_bwd, 'barrier_wait'),
+    (mosaic_gpu_chunk_bwd, 'commit_smem'),
+    (mosaic_gpu_chunk_bwd, 'wait_smem_to_gmem'),
+  ],
+)
+def test_finds_helpers_that_do_not_wait(monkeypatch, module, name):
+  careless = vars(plgpu) | {name: lambda *args, **kwargs: None}
   careless = types.SimpleNamespace(**careless)
-  monkeypatch.setattr(mosaic_gpu_helpers, 'plgpu', careless)
-  assert _have_helpers_race(monkeypatch)
+  monkeypatch.setattr(module, 'plgpu', careless)
+  assert _have_helpers_race(monkeypatch, value_dim=128)
 
 
 @pytest.mark.parametrize('name', ['commit_smem', 'wait_smem_to_gmem'])
