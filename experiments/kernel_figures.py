@@ -164,17 +164,20 @@ def _draw_paper_panel(panel: axes.Axes, rows: Sequence[Row], dim: int) -> None:
     marker='o',
     label='here',
   )
-  panel.plot(
-    missing,
-    [0.03] * len(missing),
-    color='tab:red',
-    marker='x',
-    linestyle='',
-    transform=panel.get_xaxis_transform(),
-    label='not run here: see the rows',
-  )
+  if missing:
+    panel.plot(
+      missing,
+      [0.03] * len(missing),
+      color='tab:red',
+      marker='x',
+      linestyle='',
+      transform=panel.get_xaxis_transform(),
+      label='not run here: see the rows',
+    )
   _log_lengths(panel, PAPER_LENGTHS)
-  panel.set_title(f'head dimension {dim}', fontsize='medium')
+  by = ', '.join(_unique(row['compared'][1] for row in rows))
+  title = f'head dimension {dim}' + (f', here by {by}' if by else '')
+  panel.set_title(title, fontsize='medium')
   panel.grid(alpha=0.25)
 
 
@@ -184,9 +187,18 @@ def _draw_paper(rows: Sequence[Row]) -> figure.Figure:
   panels = drawing.subplots(1, len(PAPER_SPEED_UPS), sharey=True)
   for panel, dim in zip(panels, PAPER_SPEED_UPS, strict=True):
     _draw_paper_panel(panel, rows, dim)
-  panels[0].set_ylim(bottom=0)
+  panels[0].set_yscale('log')
+  panels[0].yaxis.set_major_formatter(ticker.StrMethodFormatter('{x:g}'))
   panels[0].set_ylabel('speed-up of chunkwise over recurrent')
-  panels[0].legend(frameon=False, fontsize='small')
+  labels = [panel.get_legend_handles_labels() for panel in panels]
+  handles = {name: h for pair in labels for h, name in zip(*pair, strict=True)}
+  drawing.legend(
+    handles.values(),
+    handles,
+    frameon=False,
+    loc='outside lower center',
+    ncols=3,
+  )
   first = rows[0]
   drawing.suptitle(
     f'{first["op"]}, {first["pass"].replace("_", " + ")}, '

@@ -100,6 +100,7 @@ def test_the_paper_stands_in_grey_beside_what_was_run(tmp_path, drawn):
       shape={'T': length, 'K': 128},
       tokens=2048,
       model_width=256,
+      compared=['recurrent', 'xla'],
     )
     for length, speed_up in lengths.items()
   ]
@@ -111,11 +112,19 @@ def test_the_paper_stands_in_grey_beside_what_was_run(tmp_path, drawn):
     assert paper.get_color() == '0.6'
     assert tuple(paper.get_ydata()) == kernel_figures.PAPER_SPEED_UPS[dim]
     low, high = panel.get_ylim()
-    assert low == 0 and high > 36.6
+    assert panel.get_yscale() == 'log' and low < 4.0 and high > 36.6
+  assert panels[128].get_title() == 'head dimension 128, here by xla'
   _, here, missing = panels[128].lines
   assert here.get_xydata().tolist() == [[512, 4], [1024, 6]]
   assert list(missing.get_xdata()) == [2048]
-  assert not len(panels[64].lines[1].get_xdata())
+  _, none = panels[64].lines
+  assert not len(none.get_xdata())
+  (legend,) = drawn[0].legends
+  assert [text.get_text() for text in legend.get_texts()] == [
+    'the paper, on its GPU',
+    'here',
+    'not run here: see the rows',
+  ]
 
 
 def test_the_paper_was_timed_at_the_sizes_of_the_suite():
