@@ -186,20 +186,15 @@ def devices(target: chips.Target) -> list[jax.Device]:
   return list(found.devices)
 
 
-def compile_for(
-  target: str,
-  function: Callable[..., Any],
-  arguments: Any,
-  dump: pathlib.Path | None = None,
-) -> jax.stages.Compiled:
-  """Compiles a jitted function for one device of a kind; only below `run`.
+def lower_for(
+  target: str, function: Callable[..., Any], arguments: Any
+) -> jax.stages.Lowered:
+  """Lowers a jitted function for one device of a kind; only below `run`.
 
   Args:
     target: a name in `TARGETS`.
     function: what `jax.jit` returned.
     arguments: a tuple of trees of arrays or `jax.ShapeDtypeStruct`.
-    dump: folder for the assembler's report and the machine code of Mosaic
-      kernels; made if it is not there.
 
   Raises:
     ValueError: there is no such target.
@@ -212,17 +207,23 @@ def compile_for(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
     arguments,
   )
-  if dump:
-    dump.mkdir(parents=True, exist_ok=True)
-    os.environ['MOSAIC_GPU_DUMP_TO'] = str(dump)
   # Mosaic asks the default device for its architecture.
   with jax.default_device(device):
-    compiled = function.trace(*arguments).lower().compile()
-  if dump:
+    return function.trace(*arguments).lower()
+
+
+def dump_kernels(lowered: jax.stages.Lowered, folder: pathlib.Path) -> None:
+  """Compiles a program; only below `run`.
+
+  Args:
+    lowered: of `lower_for`. What lowering would dump takes longer than it.
+    folder: for what the compiler says of Mosaic kernels, up to 100 MB of each.
+  """
+  os.environ['MOSAIC_GPU_DUMP_TO'] = str(folder)
+  try:
+    lowered.compile()
+  finally:
     del os.environ['MOSAIC_GPU_DUMP_TO']
-    for log in dump.glob('*.mlir-passes.log'):  # 25 to 100 MB each.
-      log.unlink()
-  return compiled
 
 
 def _child(function: str, arguments: str, result: str) -> None:

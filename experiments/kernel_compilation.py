@@ -214,8 +214,8 @@ def _compile_passes(
   for name, (function, arguments) in passes.items():
     with tempfile.TemporaryDirectory() as scratch:
       dump = pathlib.Path(scratch)
-      ahead_of_time.compile_for(target, function, arguments, dump)
-      lowered = function.trace(*arguments).lower(lowering_platforms=('cuda',))
+      lowered = ahead_of_time.lower_for(target, function, arguments)
+      ahead_of_time.dump_kernels(lowered, dump)
       for kernel in kernel_resources.kernels(dump):
         if kernel in seen:
           continue
@@ -334,9 +334,10 @@ def compile_train_step(
   state = jax.eval_shape(lambda: train_step.init_state(config))
   window = jax.ShapeDtypeStruct((batch, length + 1), jnp.int32)
   batch_shapes = {'tokens': window, 'segment_ids': window}
-  memory = ahead_of_time.compile_for(
+  lowered = ahead_of_time.lower_for(
     target, train_step.build(config), (state, batch_shapes)
-  ).memory_analysis()
+  )
+  memory = lowered.compile().memory_analysis()
   return {
     'argument_bytes': memory.argument_size_in_bytes,
     'output_bytes': memory.output_size_in_bytes,

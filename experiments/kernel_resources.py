@@ -1,8 +1,9 @@
 """Reads what Mosaic's GPU kernels take of a GPU, and holds it to limits.
 
-`ahead_of_time.compile_for` leaves the files of every kernel in a folder, their
-names beginning with `<kernel>_<number>.`: the assembler's report (.ptxas), its
-input (.ptx), the machine code (.sass_ctrl), the shared memory (.resources.txt).
+`ahead_of_time.dump_kernels` leaves the files of every kernel in a folder, their
+names beginning with `<kernel>_<number>.`: what each pass of the compiler was
+given (.mlir-passes.log), the assembler's input (.ptx), its report (.ptxas), the
+machine code (.sass_ctrl).
 """
 
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ MOST_SHARED_BYTES = 232_448  # A block's, on Hopper.
 
 _HGMMA = re.compile(r'\bHGMMA\.(\d+)x(\d+)x(\d+)')
 _LOCAL = re.compile(r'\b(?:LDL|STL)\b')
+_SHARED = re.compile(r'\bdynamic_shared_memory_size %c(\d+)_i32\b')
 _WARNING = re.compile('warning|Performance Loss', re.IGNORECASE)
 _NOTE = re.compile(r'\(C\d+\)')
 _SPILL_STORES = r'(\d+) bytes spill stores'
@@ -32,7 +34,7 @@ class Resources:
     registers: per thread, at launch.
     spill_bytes: stored to and loaded from the stack.
     local_accesses: instructions that load or store local memory (LDL, STL).
-    shared_bytes: shared memory of a block, its barriers left out.
+    shared_bytes: shared memory of a block, which its launch asks for.
     hgmma: instructions that multiply on the tensor cores.
     hgmma_flops: their operations in all warpgroups of a block that compute: all
       but one where registers are handed over (USETMAXREG), else all. Of each
@@ -52,7 +54,7 @@ class Resources:
   notes: tuple[str, ...]
 
 
-def _text(dump: pathlib.Path, kernel: str, kind: str) -> str:
+def _file(dump: pathlib.Path, kernel: str, kind: str) -> pathlib.Path:
   pattern = re.compile(rf'{re.escape(kernel)}_\d+\.{re.escape(kind)}')
   found = sorted(p for p in dump.iterdir() if pattern.fullmatch(p.name))
   if len(found) != 1:
@@ -60,7 +62,20 @@ def _text(dump: pathlib.Path, kernel: str, kind: str) -> str:
       f'{dump} must hold one .{kind} of the kernel {kernel}, got {len(found)}: '
       'give every program a folder, and every kernel of it a name'
     )
-  return found[0].read_text()
+  return found[0]
+
+
+def _shared_bytes(log: pathlib.Path) -> int:
+  """Returns the bytes of shared memory of a kernel's launch.
+
+  Raises:
+    ValueError: the log has no launch with a constant size.
+  """
+  with log.open() as lines:  # Most of them are of passes after this one.
+    for line in lines:
+      if found := _SHARED.search(line):
+        return int(found[1])
+  raise ValueError(f'{_SHARED.pattern!r} must be in {log}')
 
 
 def _numbers(pattern: str, text: str) -> list[int]:
@@ -81,12 +96,11 @@ def read_kernel(dump: pathlib.Path, kernel: str) -> Resources:
   Raises:
     ValueError: not one of each file is there, or a report lacks a number.
   """
-  report = _text(dump, kernel, 'ptxas')
-  code = _text(dump, kernel, 'sass_ctrl')
-  (threads,) = _numbers(r'\.maxntid (\d+)', _text(dump, kernel, 'ptx'))
-  (shared,) = _numbers(
-    r'smem_scratch_bytes=(\d+)', _text(dump, kernel, 'resources.txt')
+  report, code, source = (
+    _file(dump, kernel, kind).read_text()
+    for kind in ('ptxas', 'sass_ctrl', 'ptx')
   )
+  (threads,) = _numbers(r'\.maxntid (\d+)', source)
   products = [math.prod(map(int, shape)) for shape in _HGMMA.findall(code)]
   computing = threads // _WARPGROUP - ('USETMAXREG' in code)
   computing //= max(1, code.count('USETMAXREG.TRY_ALLOC'))
@@ -96,7 +110,7 @@ def read_kernel(dump: pathlib.Path, kernel: str) -> Resources:
     spill_bytes=max(_numbers(_SPILL_STORES, report))
     + max(_numbers(_SPILL_LOADS, report)),
     local_accesses=len(_LOCAL.findall(code)),
-    shared_bytes=shared,
+    shared_bytes=_shared_bytes(_file(dump, kernel, 'mlir-passes.log')),
     hgmma=len(products),
     hgmma_flops=2 * sum(products) * computing,
     warnings=tuple(s for s in report.splitlines() if _WARNING.search(s)),

@@ -67,7 +67,7 @@ def test_the_reason_of_a_failure_is_passed_on(tools):
 
 def test_an_unknown_target_is_refused():
   with pytest.raises(ValueError, match="must be one of .*, got 'abacus'"):
-    ahead_of_time.compile_for('abacus', jax.jit(abs), (1.0,))
+    ahead_of_time.lower_for('abacus', jax.jit(abs), (1.0,))
 
 
 def test_a_slice_whose_devices_are_cores_is_refused(monkeypatch):

@@ -33,20 +33,25 @@ LOCAL = """
   2:-:-:Y:04        /*0a90*/                   LDL.64 R2, [R1+0x24]
   -:-:-:Y:04        /*0b00*/                   LDGSTS.E [R3], [R2]
 """
-RESOURCES = 'Resources(smem_scratch_bytes=181248, tmem_scratch_cols=0)\n'
+# Passes name the constant after its value, once one has gone through them.
+LOG = """
+    %out = gpu.launch async [%0] dynamic_shared_memory_size %mpmd_map3A_4 {
+      %s = gpu.dynamic_shared_memory : memref<?xi8>
+    %out = gpu.launch async [%0] dynamic_shared_memory_size %c181248_i32 {
+"""
 
 
-def _dump(folder, *, report=CLEAN, code=CODE, name='wide', numbers=(3, 1)):
-  binary, source = numbers
-  (folder / f'{name}_{binary}.ptxas').write_text(report)
-  (folder / f'{name}_{binary}.sass_ctrl').write_text(code)
-  (folder / f'{name}_{binary}.ptx').write_text('.entry k()\n.maxntid 384\n{')
-  (folder / f'{name}_{source}.resources.txt').write_text(RESOURCES)
+def _dump(folder, *, report=CLEAN, code=CODE, log=LOG, name='wide', number=3):
+  begin = f'{name}_{number}'
+  (folder / f'{begin}.ptxas').write_text(report)
+  (folder / f'{begin}.sass_ctrl').write_text(code)
+  (folder / f'{begin}.ptx').write_text('.entry k()\n.maxntid 384\n{')
+  (folder / f'{begin}.mlir-passes.log').write_text(log)
   return folder
 
 
 def test_a_clean_kernel_is_read(tmp_path):
-  # Two of the three warpgroups compute; the numbers of the files may differ.
+  # Two of the three warpgroups compute.
   flops = 2 * 2 * (64 * 64 * 16 + 64 * 128 * 16)
   found = kernel_resources.read_kernel(_dump(tmp_path), 'wide')
   assert found == kernel_resources.Resources(
@@ -122,7 +127,7 @@ def test_names_that_begin_alike_are_told_apart(tmp_path):
 
 def test_a_kernel_compiled_twice_is_refused(tmp_path):
   _dump(tmp_path)
-  _dump(tmp_path, numbers=(4, 2))
+  _dump(tmp_path, number=4)
   with pytest.raises(
     ValueError, match=r'one \.ptxas of the kernel wide, got 2'
   ):
@@ -132,4 +137,10 @@ def test_a_kernel_compiled_twice_is_refused(tmp_path):
 def test_a_report_without_registers_is_refused(tmp_path):
   _dump(tmp_path, report=CLEAN.replace('Used', 'Using'))
   with pytest.raises(ValueError, match='must be in the report'):
+    kernel_resources.read_kernel(tmp_path, 'wide')
+
+
+def test_a_launch_without_its_shared_memory_is_refused(tmp_path):
+  _dump(tmp_path, log=LOG.replace('%c181248_i32', '%size'))
+  with pytest.raises(ValueError, match='dynamic_shared_memory_size.* must be'):
     kernel_resources.read_kernel(tmp_path, 'wide')
